@@ -1,0 +1,93 @@
+//! What a server answers: a reply code (RFC 5321 section 4.2), an enhanced status code (RFC 3463), and text.
+
+use std::fmt;
+
+/// An enhanced status code, `class.subject.detail` (RFC 3463 section 2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EnhancedStatusCode {
+    /// 2 success, 4 persistent transient failure, 5 permanent failure.
+    pub class: u8,
+    /// What the code is about: addressing, mailbox, system, network, protocol, content, policy.
+    pub subject: u16,
+    /// The condition.
+    pub detail: u16,
+}
+
+impl EnhancedStatusCode {
+    /// The code `class.subject.detail`.
+    pub const fn new(class: u8, subject: u16, detail: u16) -> EnhancedStatusCode {
+        EnhancedStatusCode { class, subject, detail }
+    }
+
+    /// The code written in `text`, e.g. `4.2.2`.
+    pub fn parse(text: &str) -> Option<EnhancedStatusCode> {
+        let mut parts = text.split('.');
+        let class: u8 = parts.next()?.parse().ok()?;
+        let subject = parts.next()?.parse().ok()?;
+        let detail = parts.next()?.parse().ok()?;
+        let fits = matches!(class, 2 | 4 | 5) && subject < 1000 && detail < 1000 && parts.next().is_none();
+        fits.then_some(EnhancedStatusCode { class, subject, detail })
+    }
+}
+
+impl fmt::Display for EnhancedStatusCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.class, self.subject, self.detail)
+    }
+}
+
+/// One answer. The text is for the peer: generic, ASCII, one line, never a host name, a DN or a policy's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// Three digits.
+    pub code: u16,
+    /// The RFC 3463 code; `None` where RFC 2034 asks for none (greeting, EHLO, 354).
+    pub enhanced: Option<EnhancedStatusCode>,
+    /// The text after the codes.
+    pub text: String,
+}
+
+impl Reply {
+    /// A reply with an enhanced status code `(class, subject, detail)`.
+    pub fn new(code: u16, (class, subject, detail): (u8, u16, u16), text: impl Into<String>) -> Reply {
+        Reply { code, enhanced: Some(EnhancedStatusCode::new(class, subject, detail)), text: text.into() }
+    }
+
+    /// A reply without an enhanced status code.
+    pub fn bare(code: u16, text: impl Into<String>) -> Reply {
+        Reply { code, enhanced: None, text: text.into() }
+    }
+
+    /// True for 2yz and 3yz.
+    pub fn is_positive(&self) -> bool {
+        self.code < 400
+    }
+
+    /// True for 5yz: trying again the same way will not help.
+    pub fn is_permanent(&self) -> bool {
+        self.code >= 500
+    }
+}
+
+impl fmt::Display for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.enhanced {
+            Some(enhanced) => write!(f, "{} {} {}", self.code, enhanced, self.text),
+            None => write!(f, "{} {}", self.code, self.text),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{EnhancedStatusCode, Reply};
+
+    #[test]
+    fn replies_read_as_they_go_on_the_wire() {
+        assert_eq!(Reply::new(550, (5, 1, 1), "no such mailbox").to_string(), "550 5.1.1 no such mailbox");
+        assert_eq!(Reply::bare(354, "go on").to_string(), "354 go on");
+        assert_eq!(EnhancedStatusCode::parse("4.2.2"), Some(EnhancedStatusCode::new(4, 2, 2)));
+        assert_eq!(EnhancedStatusCode::parse("3.1.1"), None);
+        assert_eq!(EnhancedStatusCode::parse("5.1"), None);
+    }
+}
