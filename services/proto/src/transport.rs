@@ -1,0 +1,26 @@
+//! One transport type for all gRPC clients: a server in the same process, or a channel to another.
+//!
+//! A tonic server is a valid transport for its own generated client, so a single process has no second code path.
+
+use std::convert::Infallible;
+use std::error::Error;
+
+use tonic::body::Body;
+use tower::ServiceExt;
+use tower::util::BoxCloneSyncService;
+
+/// What every generated client runs on.
+pub type Transport = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, Box<dyn Error + Send + Sync>>;
+
+/// A transport that calls `server` directly.
+pub fn in_process<S>(server: S) -> Transport
+where
+    S: tower::Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    S::Future: Send + 'static,
+{
+    BoxCloneSyncService::new(server.map_err(|never| -> Box<dyn Error + Send + Sync> { match never {} }))
+}
