@@ -69,7 +69,10 @@ impl ShardId {
     /// The inverse of [`ShardId::number`].
     pub fn from_number(number: u32) -> Option<ShardId> {
         let class = Class::from_number(u8::try_from(number >> 16).ok()?)?;
-        Some(ShardId { class, index: (number & 0xffff) as u16 })
+        Some(ShardId {
+            class,
+            index: (number & 0xffff) as u16,
+        })
     }
 }
 
@@ -97,8 +100,13 @@ impl FromStr for ShardId {
         const ERROR: ParseIdError = ParseIdError("shard (expected e.g. mbox-0)");
         let (word, index) = text.rsplit_once('-').ok_or(ERROR)?;
         let index = index.parse().map_err(|_| ERROR)?;
-        let class = (0..5).filter_map(Class::from_number).find(|class| class.word() == word);
-        Ok(ShardId { class: class.ok_or(ERROR)?, index })
+        let class = (0..5)
+            .filter_map(Class::from_number)
+            .find(|class| class.word() == word);
+        Ok(ShardId {
+            class: class.ok_or(ERROR)?,
+            index,
+        })
     }
 }
 
@@ -111,7 +119,8 @@ pub struct MessageId(u128);
 impl MessageId {
     /// The id of a message accepted at `time_ms` (Unix milliseconds) into `shard`, a queue shard.
     pub fn new(shard: ShardId, time_ms: u64, random: u64) -> MessageId {
-        let head = u128::from(shard.class as u8 & 3) << 126 | u128::from(shard.index & 0x3fff) << 112;
+        let head =
+            u128::from(shard.class as u8 & 3) << 126 | u128::from(shard.index & 0x3fff) << 112;
         MessageId(head | u128::from(time_ms & 0xffff_ffff_ffff) << 64 | u128::from(random))
     }
 
@@ -122,7 +131,10 @@ impl MessageId {
             1 => Class::Outgoing,
             _ => Class::Fallback,
         };
-        ShardId { class, index: (self.0 >> 112) as u16 & 0x3fff }
+        ShardId {
+            class,
+            index: (self.0 >> 112) as u16 & 0x3fff,
+        }
     }
 
     /// When the edge made the id, Unix milliseconds.
@@ -189,7 +201,10 @@ impl DeliveryId {
     pub fn from_bytes(bytes: &[u8]) -> Option<DeliveryId> {
         let (message, recipient) = bytes.split_at_checked(16)?;
         let recipient = u32::from_be_bytes(recipient.try_into().ok()?);
-        Some(DeliveryId { message: MessageId::from_bytes(message)?, recipient })
+        Some(DeliveryId {
+            message: MessageId::from_bytes(message)?,
+            recipient,
+        })
     }
 }
 
@@ -215,8 +230,14 @@ impl FromStr for AccountId {
 
     fn from_str(text: &str) -> Result<AccountId, ParseIdError> {
         let fits = (1..=64).contains(&text.len())
-            && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
-        if fits { Ok(AccountId(text.to_owned())) } else { Err(ParseIdError("account id")) }
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte));
+        if fits {
+            Ok(AccountId(text.to_owned()))
+        } else {
+            Err(ParseIdError("account id"))
+        }
     }
 }
 
@@ -239,7 +260,11 @@ mod tests {
         assert_eq!(id.to_string().parse(), Ok(id));
         assert_eq!(MessageId::from_bytes(&id.to_bytes()), Some(id));
         assert!("zz".parse::<MessageId>().is_err());
-        assert!("+0000000000000000000000000000000".parse::<MessageId>().is_err());
+        assert!(
+            "+0000000000000000000000000000000"
+                .parse::<MessageId>()
+                .is_err()
+        );
     }
 
     #[test]
@@ -248,7 +273,10 @@ mod tests {
         assert_eq!(ShardId::from_number(shard.number()), Some(shard));
         assert_eq!("mbox-7".parse(), Ok(shard));
         assert!("mbox".parse::<ShardId>().is_err());
-        let id = DeliveryId { message: MessageId::new(ShardId::new(Class::Incoming, 0), 5, 6), recipient: 9 };
+        let id = DeliveryId {
+            message: MessageId::new(ShardId::new(Class::Incoming, 0), 5, 6),
+            recipient: 9,
+        };
         assert_eq!(DeliveryId::from_bytes(&id.to_bytes()), Some(id));
         assert_eq!(DeliveryId::from_bytes(&[0; 19]), None);
     }

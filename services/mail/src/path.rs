@@ -72,7 +72,11 @@ impl FromStr for Mailbox {
         if !text.is_ascii() {
             return Err(PathError::NotAscii);
         }
-        let at = if text.starts_with('"') { quoted_string_end(text)? } else { text.find('@').ok_or(PathError::Syntax)? };
+        let at = if text.starts_with('"') {
+            quoted_string_end(text)?
+        } else {
+            text.find('@').ok_or(PathError::Syntax)?
+        };
         let (local, rest) = text.split_at(at);
         let domain = rest.strip_prefix('@').ok_or(PathError::Syntax)?;
         if local.len() > 64 {
@@ -82,7 +86,10 @@ impl FromStr for Mailbox {
             return Err(PathError::Syntax);
         }
         let domain = normal_domain(domain)?;
-        Ok(Mailbox { text: format!("{local}@{domain}"), at })
+        Ok(Mailbox {
+            text: format!("{local}@{domain}"),
+            at,
+        })
     }
 }
 
@@ -105,14 +112,23 @@ fn quoted_string_end(text: &str) -> Result<usize, PathError> {
 
 /// Dot-string = Atom *("." Atom)
 fn is_dot_string(text: &str) -> bool {
-    let is_atext = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~".contains(&byte);
-    text.split('.').all(|atom| !atom.is_empty() && atom.bytes().all(is_atext))
+    let is_atext =
+        |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~".contains(&byte);
+    text.split('.')
+        .all(|atom| !atom.is_empty() && atom.bytes().all(is_atext))
 }
 
 /// A domain in lower case without its final dot, or an address literal.
 pub fn normal_domain(text: &str) -> Result<String, PathError> {
-    if let Some(literal) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
-        return if is_address_literal(literal) { Ok(text.to_ascii_lowercase()) } else { Err(PathError::Syntax) };
+    if let Some(literal) = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+    {
+        return if is_address_literal(literal) {
+            Ok(text.to_ascii_lowercase())
+        } else {
+            Err(PathError::Syntax)
+        };
     }
     let text = text.strip_suffix('.').unwrap_or(text);
     if text.len() > 253 {
@@ -123,7 +139,9 @@ pub fn normal_domain(text: &str) -> Result<String, PathError> {
             return Err(PathError::TooLong);
         }
         // sub-domain = Let-dig [Ldh-str]; underscores are seen in the wild and harmless
-        let fits = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
+        let fits = label
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
         if label.is_empty() || label.starts_with('-') || label.ends_with('-') || !fits {
             return Err(PathError::Syntax);
         }
@@ -159,7 +177,11 @@ impl ReversePath {
 
     /// The inverse of [`ReversePath::as_str`].
     pub fn parse(text: &str) -> Result<ReversePath, PathError> {
-        if text.is_empty() { Ok(ReversePath::Null) } else { Ok(ReversePath::Path(text.parse()?)) }
+        if text.is_empty() {
+            Ok(ReversePath::Null)
+        } else {
+            Ok(ReversePath::Path(text.parse()?))
+        }
     }
 }
 
@@ -234,15 +256,40 @@ mod tests {
     #[test]
     fn mailboxes() {
         assert_eq!(mailbox("Alice@Example.JP."), Ok("Alice@example.jp".into()));
-        assert_eq!(mailbox("\"a b\\\"@c\"@x.jp"), Ok("\"a b\\\"@c\"@x.jp".into()));
+        assert_eq!(
+            mailbox("\"a b\\\"@c\"@x.jp"),
+            Ok("\"a b\\\"@c\"@x.jp".into())
+        );
         assert_eq!(mailbox("u@[127.0.0.1]"), Ok("u@[127.0.0.1]".into()));
         assert_eq!(mailbox("u@[IPv6:::1]"), Ok("u@[ipv6:::1]".into()));
         assert_eq!(mailbox("a!b%c@x.jp"), Ok("a!b%c@x.jp".into()));
-        for bad in ["", "u", "@x", "u@", "u@@x", "u@a@b", "u@-a", "u@a..b", ".u@a", "u.@a", "a b@c", "u@[1.2.3]", "u@x\0.y", "\"u@x", "u@."] {
+        for bad in [
+            "",
+            "u",
+            "@x",
+            "u@",
+            "u@@x",
+            "u@a@b",
+            "u@-a",
+            "u@a..b",
+            ".u@a",
+            "u.@a",
+            "a b@c",
+            "u@[1.2.3]",
+            "u@x\0.y",
+            "\"u@x",
+            "u@.",
+        ] {
             assert_eq!(mailbox(bad), Err(PathError::Syntax), "{bad:?}");
         }
-        assert_eq!(mailbox(&format!("{}@x.jp", "u".repeat(65))), Err(PathError::TooLong));
-        assert_eq!(mailbox(&format!("u@{}.jp", "u".repeat(64))), Err(PathError::TooLong));
+        assert_eq!(
+            mailbox(&format!("{}@x.jp", "u".repeat(65))),
+            Err(PathError::TooLong)
+        );
+        assert_eq!(
+            mailbox(&format!("u@{}.jp", "u".repeat(64))),
+            Err(PathError::TooLong)
+        );
         assert_eq!(mailbox("ü@x.jp"), Err(PathError::NotAscii));
     }
 

@@ -16,7 +16,11 @@ pub struct EnhancedStatusCode {
 impl EnhancedStatusCode {
     /// The code `class.subject.detail`.
     pub const fn new(class: u8, subject: u16, detail: u16) -> EnhancedStatusCode {
-        EnhancedStatusCode { class, subject, detail }
+        EnhancedStatusCode {
+            class,
+            subject,
+            detail,
+        }
     }
 
     /// The code written in `text`, e.g. `4.2.2`.
@@ -25,8 +29,13 @@ impl EnhancedStatusCode {
         let class: u8 = parts.next()?.parse().ok()?;
         let subject = parts.next()?.parse().ok()?;
         let detail = parts.next()?.parse().ok()?;
-        let fits = matches!(class, 2 | 4 | 5) && subject < 1000 && detail < 1000 && parts.next().is_none();
-        fits.then_some(EnhancedStatusCode { class, subject, detail })
+        let fits =
+            matches!(class, 2 | 4 | 5) && subject < 1000 && detail < 1000 && parts.next().is_none();
+        fits.then_some(EnhancedStatusCode {
+            class,
+            subject,
+            detail,
+        })
     }
 }
 
@@ -49,13 +58,25 @@ pub struct Reply {
 
 impl Reply {
     /// A reply with an enhanced status code `(class, subject, detail)`.
-    pub fn new(code: u16, (class, subject, detail): (u8, u16, u16), text: impl Into<String>) -> Reply {
-        Reply { code, enhanced: Some(EnhancedStatusCode::new(class, subject, detail)), text: text.into() }
+    pub fn new(
+        code: u16,
+        (class, subject, detail): (u8, u16, u16),
+        text: impl Into<String>,
+    ) -> Reply {
+        Reply {
+            code,
+            enhanced: Some(EnhancedStatusCode::new(class, subject, detail)),
+            text: text.into(),
+        }
     }
 
     /// A reply without an enhanced status code.
     pub fn bare(code: u16, text: impl Into<String>) -> Reply {
-        Reply { code, enhanced: None, text: text.into() }
+        Reply {
+            code,
+            enhanced: None,
+            text: text.into(),
+        }
     }
 
     /// True for 2yz and 3yz.
@@ -84,9 +105,15 @@ mod tests {
 
     #[test]
     fn replies_read_as_they_go_on_the_wire() {
-        assert_eq!(Reply::new(550, (5, 1, 1), "no such mailbox").to_string(), "550 5.1.1 no such mailbox");
+        assert_eq!(
+            Reply::new(550, (5, 1, 1), "no such mailbox").to_string(),
+            "550 5.1.1 no such mailbox"
+        );
         assert_eq!(Reply::bare(354, "go on").to_string(), "354 go on");
-        assert_eq!(EnhancedStatusCode::parse("4.2.2"), Some(EnhancedStatusCode::new(4, 2, 2)));
+        assert_eq!(
+            EnhancedStatusCode::parse("4.2.2"),
+            Some(EnhancedStatusCode::new(4, 2, 2))
+        );
         assert_eq!(EnhancedStatusCode::parse("3.1.1"), None);
         assert_eq!(EnhancedStatusCode::parse("5.1"), None);
     }

@@ -40,7 +40,10 @@ impl From<&Reply> for v1::Status {
     fn from(reply: &Reply) -> v1::Status {
         v1::Status {
             code: u32::from(reply.code),
-            enhanced: reply.enhanced.map(|code| code.to_string()).unwrap_or_default(),
+            enhanced: reply
+                .enhanced
+                .map(|code| code.to_string())
+                .unwrap_or_default(),
             text: reply.text.clone(),
         }
     }

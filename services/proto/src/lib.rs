@@ -12,7 +12,13 @@ pub mod convert;
 pub mod transport;
 
 /// Generated from `proto/hikyaku/v1/*.proto`; each message is documented there.
-#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::expect_used, clippy::wildcard_imports)]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::wildcard_imports
+)]
 pub mod v1 {
     tonic::include_proto!("hikyaku.v1");
 }

@@ -10,7 +10,8 @@ use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
 /// What every generated client runs on.
-pub type Transport = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, Box<dyn Error + Send + Sync>>;
+pub type Transport =
+    BoxCloneSyncService<http::Request<Body>, http::Response<Body>, Box<dyn Error + Send + Sync>>;
 
 /// A transport that calls `server` directly.
 pub fn in_process<S>(server: S) -> Transport
@@ -22,5 +23,7 @@ where
         + 'static,
     S::Future: Send + 'static,
 {
-    BoxCloneSyncService::new(server.map_err(|never| -> Box<dyn Error + Send + Sync> { match never {} }))
+    BoxCloneSyncService::new(
+        server.map_err(|never| -> Box<dyn Error + Send + Sync> { match never {} }),
+    )
 }
