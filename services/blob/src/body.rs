@@ -1,0 +1,201 @@
+//! Bodies as streams: written without knowing the size, read without holding them.
+
+use std::cell::RefCell;
+use std::io::Read;
+
+use bytes::{Bytes, BytesMut};
+use hikyaku_mail::id::MessageId;
+use hikyaku_proto::convert::message_id;
+use hikyaku_proto::v1::{BlobRef, Body, body::Content};
+
+use crate::{BlobError, BlobReader, BlobWriter, Blobs};
+
+/// Content up to this many octets stays inside log records.
+pub const INLINE_MAX: usize = 128 * 1024;
+/// zstd's own default: the best ratio that costs no latency.
+const ZSTD_LEVEL: i32 = 3;
+/// Chunks handed out by [`BodyReader`].
+const CHUNK: usize = 32 * 1024;
+
+thread_local! {
+    // a compression context is half a megabyte to set up, and bodies are small
+    static COMPRESSOR: RefCell<Option<zstd::bulk::Compressor<'static>>> = const { RefCell::new(None) };
+}
+
+/// A body being received. Memory stays under [`INLINE_MAX`] plus one chunk, whatever the size.
+pub struct BodyWriter<'a> {
+    blobs: &'a dyn Blobs,
+    id: MessageId,
+    size: u64,
+    hash: blake3::Hasher,
+    memory: BytesMut,
+    blob: Option<Box<dyn BlobWriter>>,
+}
+
+impl<'a> BodyWriter<'a> {
+    /// A body for message `id`, which goes to `blobs` once it is large.
+    pub fn new(blobs: &'a dyn Blobs, id: MessageId) -> BodyWriter<'a> {
+        BodyWriter {
+            blobs,
+            id,
+            size: 0,
+            hash: blake3::Hasher::new(),
+            memory: BytesMut::new(),
+            blob: None,
+        }
+    }
+
+    /// Octets so far.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Appends `chunk`.
+    ///
+    /// # Errors
+    /// When the blob store fails; the body is lost then.
+    pub async fn write(&mut self, chunk: &[u8]) -> Result<(), BlobError> {
+        self.size += chunk.len() as u64;
+        self.hash.update(chunk);
+        self.memory.extend_from_slice(chunk);
+        let spill_at = if self.blob.is_some() {
+            CHUNK
+        } else {
+            INLINE_MAX
+        };
+        if self.memory.len() > spill_at {
+            self.spill().await
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn spill(&mut self) -> Result<(), BlobError> {
+        let blob = match self.blob.take() {
+            Some(blob) => blob,
+            None => self.blobs.create(self.id).await?,
+        };
+        let chunk = self.memory.split().freeze();
+        self.blob.insert(blob).write(chunk).await
+    }
+
+    /// Ends the body. A large one is durable in the blob store when this returns.
+    ///
+    /// # Errors
+    /// When the blob store or the compressor fails; nothing is kept then.
+    pub async fn finish(mut self) -> Result<Body, BlobError> {
+        let content = if self.blob.is_some() {
+            self.spill().await?;
+            if let Some(blob) = self.blob.take() {
+                blob.commit().await?;
+            }
+            Content::Blob(BlobRef {
+                id: Bytes::copy_from_slice(&self.id.to_bytes()),
+            })
+        } else {
+            Content::Zstd(compress(&self.memory)?)
+        };
+        let blake3 = Bytes::copy_from_slice(self.hash.finalize().as_bytes());
+        Ok(Body {
+            size: self.size,
+            blake3,
+            content: Some(content),
+        })
+    }
+}
+
+/// One zstd frame of `content`.
+fn compress(content: &[u8]) -> Result<Bytes, BlobError> {
+    COMPRESSOR.with_borrow_mut(|slot| {
+        let failed =
+            |error: std::io::Error| BlobError::Unavailable(format!("compressing: {error}"));
+        let compressor = match slot {
+            Some(compressor) => compressor,
+            None => slot.insert(zstd::bulk::Compressor::new(ZSTD_LEVEL).map_err(failed)?),
+        };
+        compressor
+            .compress(content)
+            .map(Bytes::from)
+            .map_err(failed)
+    })
+}
+
+/// An inline body of `content`, for what this site writes itself (DSNs).
+///
+/// # Errors
+/// When the compressor fails or `content` is over [`INLINE_MAX`].
+pub fn inline_body(content: &[u8]) -> Result<Body, BlobError> {
+    if content.len() > INLINE_MAX {
+        return Err(BlobError::Unavailable(
+            "content too large to be inline".into(),
+        ));
+    }
+    Ok(Body {
+        size: content.len() as u64,
+        blake3: Bytes::copy_from_slice(blake3::hash(content).as_bytes()),
+        content: Some(Content::Zstd(compress(content)?)),
+    })
+}
+
+/// A body being read, from whichever place it is in.
+pub enum BodyReader {
+    /// Inline: decompressed as it is read.
+    Inline {
+        /// The decoder over the frame.
+        decoder:
+            Box<zstd::stream::read::Decoder<'static, std::io::BufReader<std::io::Cursor<Bytes>>>>,
+        /// Octets still owed by the frame, against a frame that lies.
+        left: u64,
+    },
+    /// In the blob store.
+    Blob(Box<dyn BlobReader>),
+}
+
+impl BodyReader {
+    /// Opens `body`.
+    ///
+    /// # Errors
+    /// When it is malformed or its blob is not to be had.
+    pub async fn open(blobs: &dyn Blobs, body: &Body) -> Result<BodyReader, BlobError> {
+        let malformed = || BlobError::Unavailable("malformed body reference".into());
+        match body.content.as_ref().ok_or_else(malformed)? {
+            Content::Zstd(frame) => {
+                let cursor = std::io::Cursor::new(frame.clone());
+                let decoder = zstd::stream::read::Decoder::new(cursor)
+                    .map_err(|error| BlobError::Unavailable(error.to_string()))?;
+                Ok(BodyReader::Inline {
+                    decoder: Box::new(decoder),
+                    left: body.size,
+                })
+            }
+            Content::Blob(blob) => {
+                let id = message_id(&blob.id).map_err(|_| malformed())?;
+                Ok(BodyReader::Blob(blobs.open(id).await?))
+            }
+        }
+    }
+
+    /// The next chunk; `None` at the end.
+    ///
+    /// # Errors
+    /// When the content cannot be read back.
+    pub async fn read(&mut self) -> Result<Option<Bytes>, BlobError> {
+        let (decoder, left) = match self {
+            BodyReader::Blob(reader) => return reader.read().await,
+            BodyReader::Inline { decoder, left } => (decoder, left),
+        };
+        let mut chunk = vec![0; usize::try_from(*left).unwrap_or(CHUNK).clamp(1, CHUNK)];
+        let length = decoder
+            .read(&mut chunk)
+            .map_err(|error| BlobError::Unavailable(error.to_string()))?;
+        let fits = *left >= length as u64 && (length > 0 || *left == 0);
+        if !fits {
+            return Err(BlobError::Unavailable(
+                "body is not as long as it says".into(),
+            ));
+        }
+        *left -= length as u64;
+        chunk.truncate(length);
+        Ok((length > 0).then(|| Bytes::from(chunk)))
+    }
+}
