@@ -7,8 +7,11 @@
 //! * [`path`]: RFC 5321 section 4.1.2 mailboxes and paths
 //! * [`reply`]: reply code, enhanced status code (RFC 3463), text
 //! * [`date`]: RFC 5322 dates
+//! * [`trace`]: the Received field
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod date;
 pub mod id;
 pub mod path;
 pub mod reply;
+pub mod trace;

@@ -192,7 +192,7 @@ impl fmt::Display for ReversePath {
 }
 
 /// Where a mail goes: `<mailbox>` or `<postmaster>`, the only address that may lack a domain.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ForwardPath {
     /// A mailbox.
     Path(Mailbox),

@@ -1,1 +1,23 @@
-//! placeholder
+//! SMTP (RFC 5321): what a client may say, in which order, and what we answer.
+//!
+//! This room knows the protocol and nothing else. Who a recipient is, whether there is room for a mail and when it is
+//! durable is decided behind [`backend::Backend`], which the edge implements. A content that reaches a backend has only
+//! CRLF line ends, no NUL, no dot stuffing; the mail goes from there to the log.
+//!
+//! # Layout, in the order a byte meets them
+//! * [`backend`]: the seam to the edge, and what it learns about the peer
+//! * [`options`]: limits and deadlines
+//! * [`input`]: lines out of bytes
+//! * [`command`]: commands out of lines
+//! * [`session`]: which command is legal now, without I/O
+//! * [`content`]: the content between 354 and the final dot, without I/O
+//! * [`server`]: the loop that ties them to a connection
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+pub mod backend;
+pub mod command;
+pub mod content;
+pub mod input;
+pub mod options;
+pub mod server;
+pub mod session;

@@ -1,0 +1,64 @@
+//! Limits and deadlines of one listener. Every queue, line, list and wait of this room is bounded by a field here.
+
+use std::time::Duration;
+
+/// What a listener allows. `..Options::new(host_name)` gives the documented defaults.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Our name in the banner and in the answer to EHLO.
+    pub host_name: String,
+    /// Content of one message, octets after dot-unstuffing; announced by SIZE (RFC 1870).
+    pub content_bytes_max: u64,
+    /// One line of the content, octets without its CRLF. RFC 5321 asks for 998, the world sends more.
+    pub content_line_bytes_max: usize,
+    /// `Received` fields in one message before it counts as looping (RFC 5321 section 6.3).
+    pub hops_max: u32,
+    /// RCPT commands heard out in one transaction; RFC 5321 section 4.5.3.1.8 asks for at least 100.
+    pub recipients_max: u32,
+    /// Errors after which each further one is answered late, by `error_delay`.
+    pub errors_soft_max: u32,
+    /// Errors after which the session is closed. A delivered message forgives all.
+    pub errors_max: u32,
+    /// Commands that do nothing (NOOP, RSET, VRFY, HELP, EHLO again) before the session is closed.
+    pub junk_commands_max: u32,
+    /// How late an error is answered beyond `errors_soft_max`.
+    pub error_delay: Duration,
+    /// For one whole command line to arrive (RFC 5321 section 4.5.3.2.7 asks for at least 5 minutes).
+    pub command_timeout: Duration,
+    /// For the next octets of the content to arrive.
+    pub data_block_timeout: Duration,
+    /// Octets a second below which a content is too slow, measured over `data_rate_window`; 0 turns the rule off.
+    pub data_rate_min: u64,
+    /// Over how much waiting `data_rate_min` is measured.
+    pub data_rate_window: Duration,
+    /// For the peer to take our replies.
+    pub write_timeout: Duration,
+    /// For a TLS handshake.
+    pub handshake_timeout: Duration,
+    /// Silence kept before the banner; a client that speaks into it is a robot. `None` greets at once.
+    pub greet_delay: Option<Duration>,
+}
+
+impl Options {
+    /// The documented defaults for a server called `host_name`.
+    pub fn new(host_name: impl Into<String>) -> Options {
+        Options {
+            host_name: host_name.into(),
+            content_bytes_max: 50 << 20,
+            content_line_bytes_max: 64 << 10,
+            hops_max: 100,
+            recipients_max: 1000,
+            errors_soft_max: 10,
+            errors_max: 20,
+            junk_commands_max: 20,
+            error_delay: Duration::from_secs(1),
+            command_timeout: Duration::from_secs(300),
+            data_block_timeout: Duration::from_secs(180),
+            data_rate_min: 500,
+            data_rate_window: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
+            handshake_timeout: Duration::from_secs(30),
+            greet_delay: None,
+        }
+    }
+}

@@ -1,0 +1,680 @@
+//! The loop that serves one connection: bytes in, lines, commands, actions, replies out.
+//!
+//! Replies to pipelined commands (RFC 2920) are gathered and written before the loop blocks on input. A client may not
+//! speak before the banner (if [`Options::greet_delay`] asks for silence) nor send anything after EHLO, DATA or STARTTLS
+//! before it has our reply: what it sends there was written by somebody who does not listen, or put there by an attacker
+//! (CVE-2011-0411), so the session is closed. STARTTLS ends one [`Conversation`] and begins another over TLS; input and
+//! state of the first cannot reach the second.
+//!
+//! Memory: one input buffer of [`BLOCK_BYTES`] while a content comes in, [`COMMAND_BYTES`] otherwise, and one output
+//! buffer. Every wait for the peer has a deadline.
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::{Buf, BufMut, BytesMut};
+use hikyaku_mail::reply::Reply;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConnection;
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::{Abort, Backend, End, Peer, Phase, TlsSession, Transaction};
+use crate::command::{self, Refusal};
+use crate::content::{Event, Scanner};
+use crate::input::{Line, LineCutter};
+use crate::options::Options;
+use crate::session::{
+    Action, Misdeeds, Patience, Security, Session, bad_sequence, ehlo_lines, too_many_errors,
+};
+
+/// Read at once while a content comes in.
+const BLOCK_BYTES: usize = 32 << 10;
+/// Read at once while commands come in.
+const COMMAND_BYTES: usize = 4 << 10;
+/// Replies gathered before they are written in any case.
+const OUTPUT_BYTES_MAX: usize = 16 << 10;
+/// After our last reply: how long, and for how much, we listen so that the reply is not lost to a connection reset.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES_MAX: usize = 256 << 10;
+
+/// How a listener does TLS.
+#[derive(Clone)]
+pub enum Tls {
+    /// Not at all.
+    Off,
+    /// STARTTLS is offered (RFC 3207).
+    StartTls(TlsAcceptor),
+    /// From the first byte (RFC 8314).
+    Implicit(TlsAcceptor),
+}
+
+/// Serves one connection to its end. A cancelled `drain` ends it at the next moment no content is coming in.
+///
+/// A panic inside unwinds to the caller's task and concerns no other connection.
+pub async fn serve_connection<S, B>(
+    stream: S,
+    mut peer: Peer,
+    backend: &B,
+    options: &Options,
+    tls: Tls,
+    drain: &CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+    B: Backend,
+{
+    let surroundings = Surroundings {
+        backend,
+        options,
+        drain,
+    };
+    let end = match tls {
+        Tls::Off => {
+            surroundings
+                .converse(stream, &mut peer, Security::Clear)
+                .await
+        }
+        Tls::StartTls(acceptor) => {
+            let mut conversation = Conversation::new(
+                stream,
+                &mut peer,
+                surroundings,
+                Session::new(Security::Upgradable, Misdeeds::default()),
+            );
+            match conversation.run(true).await {
+                Outcome::Ended(end) => end,
+                Outcome::Upgrade => {
+                    let (stream, misdeeds) = conversation.into_parts();
+                    peer.client = None;
+                    surroundings
+                        .handshake(stream, &mut peer, acceptor, Some(misdeeds))
+                        .await
+                }
+            }
+        }
+        Tls::Implicit(acceptor) => {
+            surroundings
+                .handshake(stream, &mut peer, acceptor, None)
+                .await
+        }
+    };
+    backend.ended(&peer, end);
+}
+
+/// What a connection is served with.
+struct Surroundings<'a, B> {
+    backend: &'a B,
+    options: &'a Options,
+    drain: &'a CancellationToken,
+}
+
+impl<B> Clone for Surroundings<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B> Copy for Surroundings<'_, B> {}
+
+impl<B: Backend> Surroundings<'_, B> {
+    async fn converse<S>(self, stream: S, peer: &mut Peer, security: Security) -> End
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let mut conversation = Conversation::new(
+            stream,
+            peer,
+            self,
+            Session::new(security, Misdeeds::default()),
+        );
+        conversation.run(true).await.end()
+    }
+
+    /// TLS, then the conversation over it; `misdeeds` are those of the one before STARTTLS.
+    async fn handshake<S>(
+        self,
+        stream: S,
+        peer: &mut Peer,
+        acceptor: TlsAcceptor,
+        misdeeds: Option<Misdeeds>,
+    ) -> End
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+    {
+        let Ok(Ok(stream)) = timeout(self.options.handshake_timeout, acceptor.accept(stream)).await
+        else {
+            return End::HandshakeFailed;
+        };
+        peer.tls = Some(tls_session(stream.get_ref().1));
+        let session = Session::new(Security::Tls, misdeeds.unwrap_or_default());
+        let mut conversation = Conversation::new(stream, peer, self, session);
+        conversation.run(misdeeds.is_none()).await.end()
+    }
+}
+
+fn tls_session(connection: &ServerConnection) -> TlsSession {
+    let version = connection
+        .protocol_version()
+        .and_then(|version| version.as_str())
+        .unwrap_or("TLS");
+    let cipher = connection
+        .negotiated_cipher_suite()
+        .and_then(|suite| suite.suite().as_str())
+        .unwrap_or_default();
+    // rustls writes TLSv1_3 and TLS13_AES_128_GCM_SHA256; the registries TLS1.3 and TLS_AES_128_GCM_SHA256
+    TlsSession {
+        version: version.replace('v', "").replace('_', "."),
+        cipher: cipher.replacen("TLS13_", "TLS_", 1),
+    }
+}
+
+/// How a conversation ended.
+enum Outcome {
+    Ended(End),
+    /// 220 has been sent, the next byte is TLS.
+    Upgrade,
+}
+
+impl Outcome {
+    fn end(self) -> End {
+        match self {
+            Outcome::Ended(end) => end,
+            // not offered twice
+            Outcome::Upgrade => End::HandshakeFailed,
+        }
+    }
+}
+
+/// One dialogue over one stream, in the clear or under TLS.
+struct Conversation<'a, S, B: Backend> {
+    stream: S,
+    peer: &'a mut Peer,
+    surroundings: Surroundings<'a, B>,
+    session: Session<B::Transaction>,
+    input: BytesMut,
+    lines: LineCutter,
+    output: Vec<u8>,
+}
+
+/// Ends the conversation from any depth.
+type Flow<T> = Result<T, Outcome>;
+
+impl<'a, S, B> Conversation<'a, S, B>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send,
+    B: Backend,
+{
+    fn new(
+        stream: S,
+        peer: &'a mut Peer,
+        surroundings: Surroundings<'a, B>,
+        session: Session<B::Transaction>,
+    ) -> Self {
+        let (input, lines, output) = (BytesMut::new(), LineCutter::default(), Vec::new());
+        Conversation {
+            stream,
+            peer,
+            surroundings,
+            session,
+            input,
+            lines,
+            output,
+        }
+    }
+
+    fn into_parts(self) -> (S, Misdeeds) {
+        (self.stream, self.session.misdeeds())
+    }
+
+    /// The whole dialogue; `banner` unless it goes on after STARTTLS.
+    async fn run(&mut self, banner: bool) -> Outcome {
+        let outcome = match self.dialogue(banner).await {
+            Ok(never) => match never {},
+            Err(outcome) => outcome,
+        };
+        if let Some(transaction) = self.session.take_transaction() {
+            transaction.abort(Abort::Disconnected);
+        }
+        if let Outcome::Ended(end) = outcome {
+            self.close(end).await;
+        }
+        outcome
+    }
+
+    async fn dialogue(&mut self, banner: bool) -> Flow<std::convert::Infallible> {
+        if banner {
+            self.greet().await?;
+        }
+        loop {
+            let action = match self.line().await? {
+                Line::Complete(line) => match command::parse(&line) {
+                    Ok(command) => {
+                        if command.ends_group() {
+                            self.must_be_last().await?;
+                        }
+                        self.session.on_command(command, self.surroundings.options)
+                    }
+                    Err(refusal) => self.session.on_refusal(refusal),
+                },
+                Line::TooLong => self.session.on_refusal(Refusal::TooLong),
+                Line::Malformed => {
+                    return self.refuse_and_close(Phase::Command, Refusal::Syntax.reply());
+                }
+                Line::Endless => {
+                    return self.refuse_and_close(
+                        Phase::Command,
+                        Reply::new(421, (4, 7, 0), "line too long"),
+                    );
+                }
+            };
+            self.act(action).await?;
+        }
+    }
+
+    async fn greet(&mut self) -> Flow<()> {
+        let Surroundings {
+            backend,
+            options,
+            drain,
+        } = self.surroundings;
+        if drain.is_cancelled() {
+            return self.drained();
+        }
+        if let Some(reply) = backend.greet(self.peer).await {
+            return self.refuse_and_close(Phase::Connect, reply);
+        }
+        if let Some(delay) = options.greet_delay
+            && timeout(delay, self.fill(COMMAND_BYTES)).await.is_ok()
+        {
+            if self.input.is_empty() {
+                return Err(Outcome::Ended(End::Disconnected));
+            }
+            return self.refuse_and_close(Phase::Connect, early());
+        }
+        self.push(&Reply::bare(220, format!("{} ESMTP", options.host_name)))
+            .await
+    }
+
+    async fn act(&mut self, action: Action<B::Transaction>) -> Flow<()> {
+        match action {
+            Action::Reply { reply, abandoned } => {
+                abort(abandoned, Abort::Reset);
+                self.answer(Phase::Command, reply).await
+            }
+            Action::Greet { client, abandoned } => {
+                abort(abandoned, Abort::Reset);
+                let extended = client.extended;
+                self.peer.client = Some(client);
+                self.push_greeting(extended).await
+            }
+            Action::Mail(mail) => match self.surroundings.backend.mail(self.peer, &mail).await {
+                Ok(transaction) => {
+                    self.session.began(transaction);
+                    self.push(&Reply::new(250, (2, 1, 0), "sender OK")).await
+                }
+                Err(reply) => self.answer(Phase::Mail(&mail), reply).await,
+            },
+            Action::Rcpt(path) => {
+                let reply = match self.session.transaction() {
+                    Some(transaction) => transaction.rcpt(&path).await,
+                    None => bad_sequence(),
+                };
+                if !reply.is_positive() {
+                    return self.answer(Phase::Rcpt(&path), reply).await;
+                }
+                self.session.accepted(path);
+                self.push(&reply).await
+            }
+            Action::Data(transaction) => self.data(transaction).await,
+            Action::StartTls => {
+                self.push(&Reply::new(220, (2, 0, 0), "ready to start TLS"))
+                    .await?;
+                self.flush().await?;
+                Err(Outcome::Upgrade)
+            }
+            Action::Close {
+                reply,
+                end,
+                abandoned,
+            } => {
+                abort(
+                    abandoned,
+                    if end == End::Quit {
+                        Abort::Reset
+                    } else {
+                        Abort::Disconnected
+                    },
+                );
+                if !reply.is_positive() {
+                    self.surroundings
+                        .backend
+                        .rejected(self.peer, Phase::Command, &reply);
+                }
+                self.push(&reply).await?;
+                Err(Outcome::Ended(end))
+            }
+        }
+    }
+
+    /// DATA: 354, the content, and what became of it.
+    async fn data(&mut self, mut transaction: B::Transaction) -> Flow<()> {
+        if let Err(reply) = transaction.data().await {
+            transaction.abort(Abort::Refused);
+            return self.answer(Phase::Data, reply).await;
+        }
+        let received = match self
+            .push(&Reply::bare(354, "end data with <CR><LF>.<CR><LF>"))
+            .await
+        {
+            Ok(()) => self.content(&mut transaction).await,
+            Err(outcome) => Err(outcome),
+        };
+        let reply = match received {
+            Ok(Received::Whole) => transaction.finish().await,
+            Ok(Received::Refused(reply)) => {
+                transaction.abort(Abort::Refused);
+                reply
+            }
+            Ok(Received::RefusedForGood(reply)) => {
+                transaction.abort(Abort::Refused);
+                return self.refuse_and_close(Phase::Data, reply);
+            }
+            Err(outcome) => {
+                transaction.abort(Abort::Disconnected);
+                return Err(outcome);
+            }
+        };
+        if reply.is_positive() {
+            self.session.delivered();
+        }
+        self.answer(Phase::Data, reply).await
+    }
+
+    /// Receives the content up to its end and feeds it to the transaction.
+    async fn content(&mut self, transaction: &mut B::Transaction) -> Flow<Received> {
+        self.flush().await?;
+        let options = self.surroundings.options;
+        let (mut scanner, mut pace, mut refused) =
+            (Scanner::new(options), Pace::new(options), None);
+        loop {
+            let mut rest = &self.input[..];
+            let ended = loop {
+                match scanner.next(&mut rest) {
+                    Event::Content(run) if refused.is_none() => {
+                        refused = transaction.chunk(run).await.err()
+                    }
+                    Event::Content(_) => {}
+                    Event::More => break None,
+                    Event::End => break Some(true),
+                    Event::Endless => break Some(false),
+                }
+            };
+            let taken = self.input.len() - rest.len();
+            self.input.advance(taken);
+            if let Some(whole) = ended {
+                // the buffer for blocks is given back between messages
+                self.input = BytesMut::from(&self.input[..]);
+                return Ok(match (scanner.fault(), refused) {
+                    (Some(fault), _) if fault.closes() || !whole => {
+                        Received::RefusedForGood(fault.reply())
+                    }
+                    (Some(fault), _) => Received::Refused(fault.reply()),
+                    (None, Some(reply)) => Received::Refused(reply),
+                    (None, None) => Received::Whole,
+                });
+            }
+            let (began, patience) = (Instant::now(), pace.patience());
+            match timeout(patience, self.fill(BLOCK_BYTES)).await {
+                Ok(Ok(count)) if count > 0 && pace.keeps(began.elapsed(), count) => {}
+                Ok(Ok(0) | Err(_)) => return Err(Outcome::Ended(End::Disconnected)),
+                Ok(Ok(_)) | Err(_) => return self.timed_out(Phase::Data).await,
+            }
+        }
+    }
+
+    /// The next line of the client. Before blocking, all replies are on their way.
+    async fn line(&mut self) -> Flow<Line> {
+        let Surroundings { options, drain, .. } = self.surroundings;
+        let mut deadline = None;
+        loop {
+            if drain.is_cancelled() {
+                return self.drained();
+            }
+            if let Some(line) = self.lines.cut(&mut self.input) {
+                return Ok(line);
+            }
+            self.flush().await?;
+            let deadline =
+                *deadline.get_or_insert_with(|| Instant::now() + options.command_timeout);
+            let filled = tokio::select! {
+                biased;
+                () = drain.cancelled() => return self.drained(),
+                filled = timeout_at(deadline, self.fill(COMMAND_BYTES)) => filled,
+            };
+            match filled {
+                Ok(Ok(0) | Err(_)) => return Err(Outcome::Ended(End::Disconnected)),
+                Ok(Ok(_)) => {}
+                Err(_) => return self.timed_out(Phase::Command).await,
+            }
+        }
+    }
+
+    async fn fill(&mut self, bytes_max: usize) -> io::Result<usize> {
+        self.input.reserve(bytes_max);
+        let mut limited = (&mut self.input).limit(bytes_max);
+        self.stream.read_buf(&mut limited).await
+    }
+
+    /// Closes if the client has not waited for the reply to a command that ends its group.
+    async fn must_be_last(&mut self) -> Flow<()> {
+        if self.input.is_empty() && !self.has_arrived().await {
+            return Ok(());
+        }
+        self.refuse_and_close(Phase::Command, early())
+    }
+
+    /// True if there is input that has not been read yet.
+    async fn has_arrived(&mut self) -> bool {
+        let mut byte = [0; 1];
+        let mut buffer = ReadBuf::new(&mut byte);
+        let polled =
+            poll_fn(
+                |context| match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
+                    Poll::Ready(Ok(())) => Poll::Ready(true),
+                    Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(false),
+                },
+            );
+        // the octet need not be kept: the session ends for it
+        polled.await && !buffer.filled().is_empty()
+    }
+
+    /// Sends the reply to a command and counts it if it is a refusal.
+    async fn answer(&mut self, phase: Phase<'_>, reply: Reply) -> Flow<()> {
+        if reply.is_positive() {
+            return self.push(&reply).await;
+        }
+        let Surroundings {
+            backend, options, ..
+        } = self.surroundings;
+        self.session.count(&reply, matches!(phase, Phase::Mail(_)));
+        match self.session.patience(options) {
+            Patience::Whole => {}
+            Patience::Thin => sleep(options.error_delay).await,
+            Patience::Ended => return self.refuse_and_close(phase, too_many_errors()),
+        }
+        backend.rejected(self.peer, phase, &reply);
+        // 421 says that we are closing, whoever said it
+        if reply.code == 421 {
+            self.push(&reply).await?;
+            return Err(Outcome::Ended(End::Refused));
+        }
+        self.push(&reply).await
+    }
+
+    fn refuse_and_close<T>(&mut self, phase: Phase<'_>, reply: Reply) -> Flow<T> {
+        self.surroundings.backend.rejected(self.peer, phase, &reply);
+        write_reply(&mut self.output, &reply);
+        Err(Outcome::Ended(End::Refused))
+    }
+
+    async fn timed_out<T>(&mut self, phase: Phase<'_>) -> Flow<T> {
+        let reply = Reply::new(421, (4, 4, 2), "timed out waiting for you");
+        self.surroundings.backend.rejected(self.peer, phase, &reply);
+        self.push(&reply).await?;
+        Err(Outcome::Ended(End::TimedOut))
+    }
+
+    /// Ends the session because we are shutting down.
+    fn drained<T>(&mut self) -> Flow<T> {
+        write_reply(
+            &mut self.output,
+            &Reply::new(421, (4, 3, 2), "shutting down, come back soon"),
+        );
+        Err(Outcome::Ended(End::Drained))
+    }
+
+    async fn push(&mut self, reply: &Reply) -> Flow<()> {
+        write_reply(&mut self.output, reply);
+        if self.output.len() > OUTPUT_BYTES_MAX {
+            self.flush().await
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn push_greeting(&mut self, extended: bool) -> Flow<()> {
+        let options = self.surroundings.options;
+        if !extended {
+            return self.push(&Reply::bare(250, &options.host_name)).await;
+        }
+        let mut lines = ehlo_lines(self.session.security(), options)
+            .into_iter()
+            .peekable();
+        while let Some(line) = lines.next() {
+            let separator = if lines.peek().is_some() { '-' } else { ' ' };
+            self.output
+                .extend_from_slice(format!("250{separator}{line}\r\n").as_bytes());
+        }
+        Ok(())
+    }
+
+    async fn flush(&mut self) -> Flow<()> {
+        if self.output.is_empty() {
+            return Ok(());
+        }
+        // if this fails, nobody knows how much has been written: it must not be tried again
+        let mut output = std::mem::take(&mut self.output);
+        let write = async {
+            self.stream.write_all(&output).await?;
+            self.stream.flush().await
+        };
+        match timeout(self.surroundings.options.write_timeout, write).await {
+            Ok(Ok(())) => {
+                output.clear();
+                self.output = output;
+                Ok(())
+            }
+            Ok(Err(_)) => Err(Outcome::Ended(End::Disconnected)),
+            Err(_) => Err(Outcome::Ended(End::TimedOut)),
+        }
+    }
+
+    /// Sends what is left to say and closes. Unread input would make the kernel reset the connection and the client lose
+    /// our last reply, so for a moment it is read and thrown away.
+    async fn close(&mut self, end: End) {
+        if end == End::Disconnected || self.flush().await.is_err() {
+            return;
+        }
+        let linger = async {
+            let _ = self.stream.shutdown().await;
+            let mut discarded = 0;
+            while discarded < LINGER_BYTES_MAX {
+                self.input.clear();
+                match self.fill(COMMAND_BYTES).await {
+                    Ok(count) if count > 0 => discarded += count,
+                    _ => return,
+                }
+            }
+        };
+        let _ = timeout(LINGER, linger).await;
+    }
+}
+
+/// What came of the content.
+enum Received {
+    /// All of it has been handed to the transaction.
+    Whole,
+    /// It ended and is refused.
+    Refused(Reply),
+    /// It is refused and nothing after it can be trusted.
+    RefusedForGood(Reply),
+}
+
+/// Whether a content comes in fast enough. Only time spent waiting for the client counts.
+struct Pace {
+    block_timeout: Duration,
+    window: Duration,
+    rate_min: u64,
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new(options: &Options) -> Pace {
+        Pace {
+            block_timeout: options.data_block_timeout,
+            window: options.data_rate_window,
+            rate_min: options.data_rate_min,
+            waited: Duration::ZERO,
+            bytes: 0,
+        }
+    }
+
+    /// How long to wait for the next octets.
+    fn patience(&self) -> Duration {
+        if self.rate_min == 0 {
+            self.block_timeout
+        } else {
+            self.block_timeout
+                .min(self.window.saturating_sub(self.waited))
+        }
+    }
+
+    /// Counts octets that took `waited` to come; false if that is too slow.
+    fn keeps(&mut self, waited: Duration, count: usize) -> bool {
+        self.waited += waited;
+        self.bytes += count as u64;
+        let needed = self.rate_min.saturating_mul(self.window.as_secs());
+        if self.bytes >= needed {
+            (self.waited, self.bytes) = (Duration::ZERO, 0);
+        }
+        self.rate_min == 0 || self.waited < self.window
+    }
+}
+
+fn abort<T: Transaction>(transaction: Option<T>, reason: Abort) {
+    if let Some(transaction) = transaction {
+        transaction.abort(reason);
+    }
+}
+
+fn early() -> Reply {
+    Reply::new(554, (5, 5, 0), "you talk too soon")
+}
+
+/// RFC 5321 section 4.2: printable ASCII on one line, whatever the text was made from.
+fn write_reply(output: &mut Vec<u8>, reply: &Reply) {
+    let printable = |byte: u8| {
+        if byte == b'\t' || (b' '..=b'~').contains(&byte) {
+            byte
+        } else {
+            b'?'
+        }
+    };
+    output.extend(reply.to_string().bytes().map(printable));
+    output.extend_from_slice(b"\r\n");
+}

@@ -1,0 +1,427 @@
+//! Which command is legal when (RFC 5321 section 4.1.4), and what it leads to. No I/O: the server carries out the
+//! [`Action`]s and asks the backend; a state owns only what is legal in it.
+//!
+//! ```text
+//!              EHLO/HELO              MAIL accepted         RCPT accepted
+//! Connected ---------------> Greeted ---------------> Mail ---------------> Rcpt --- DATA ---> (content) ---> Greeted
+//!                               ^---- RSET, EHLO -------+---------------------+
+//! ```
+//! STARTTLS is no transition: the server begins a new session over TLS, so nothing can be carried across (RFC 3207
+//! section 4.2); only the counts of misdeeds are.
+
+use std::collections::BTreeSet;
+
+use hikyaku_mail::path::ForwardPath;
+use hikyaku_mail::reply::Reply;
+
+use crate::backend::{Client, End};
+use crate::command::{Command, MailParameters, Refusal};
+use crate::options::Options;
+
+/// Whether STARTTLS can be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Security {
+    /// In the clear, and there is no TLS to go to.
+    Clear,
+    /// In the clear, STARTTLS is offered.
+    Upgradable,
+    /// Under TLS.
+    Tls,
+}
+
+/// What the server has to do. A transaction handed out in `abandoned` must be aborted.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Action<T> {
+    /// Answer.
+    Reply {
+        /// The answer.
+        reply: Reply,
+        /// The transaction it ended.
+        abandoned: Option<T>,
+    },
+    /// Answer EHLO or HELO.
+    Greet {
+        /// How the client introduced itself.
+        client: Client,
+        /// The transaction it ended.
+        abandoned: Option<T>,
+    },
+    /// Ask the backend; then [`Session::began`] if it agrees.
+    Mail(MailParameters),
+    /// Ask the transaction; then [`Session::accepted`] if it agrees.
+    Rcpt(ForwardPath),
+    /// Receive the content and finish.
+    Data(T),
+    /// Answer 220 and begin TLS.
+    StartTls,
+    /// Answer and close.
+    Close {
+        /// The answer.
+        reply: Reply,
+        /// How the session ended.
+        end: End,
+        /// The transaction it ended.
+        abandoned: Option<T>,
+    },
+}
+
+impl<T> Action<T> {
+    fn reply(reply: Reply) -> Action<T> {
+        Action::Reply {
+            reply,
+            abandoned: None,
+        }
+    }
+
+    fn refuse_and_close(reply: Reply, abandoned: Option<T>) -> Action<T> {
+        Action::Close {
+            reply,
+            end: End::Refused,
+            abandoned,
+        }
+    }
+}
+
+/// Where the dialogue stands.
+#[derive(Debug)]
+enum State<T> {
+    Connected,
+    Greeted,
+    Mail {
+        transaction: T,
+        asked: u32,
+    },
+    Rcpt {
+        transaction: T,
+        asked: u32,
+        recipients: BTreeSet<ForwardPath>,
+    },
+}
+
+impl<T> State<T> {
+    fn on_command(
+        self,
+        command: Command,
+        security: Security,
+        options: &Options,
+    ) -> (State<T>, Action<T>) {
+        match command {
+            Command::Ehlo(name) => self.greeted(Client {
+                name,
+                extended: true,
+            }),
+            Command::Helo(name) => self.greeted(Client {
+                name,
+                extended: false,
+            }),
+            Command::Mail(mail) => self.mail(mail, options),
+            Command::Rcpt(path) => self.rcpt(path, options),
+            Command::Data => self.data(),
+            Command::Rset => self.reset(),
+            Command::StartTls => self.start_tls(security),
+            Command::Noop => (self, Action::reply(Reply::new(250, (2, 0, 0), "OK"))),
+            // RFC 5321 section 7.3: the same for everybody, so that nobody learns who exists
+            Command::Vrfy => (
+                self,
+                Action::reply(Reply::new(
+                    252,
+                    (2, 0, 0),
+                    "send some mail, I will try my best",
+                )),
+            ),
+            Command::Help => (
+                self,
+                Action::reply(Reply::new(214, (2, 0, 0), "see RFC 5321")),
+            ),
+            Command::Quit => {
+                let reply = Reply::new(221, (2, 0, 0), "goodbye");
+                (
+                    State::Connected,
+                    Action::Close {
+                        reply,
+                        end: End::Quit,
+                        abandoned: self.into_transaction(),
+                    },
+                )
+            }
+        }
+    }
+
+    fn greeted(self, client: Client) -> (State<T>, Action<T>) {
+        (
+            State::Greeted,
+            Action::Greet {
+                client,
+                abandoned: self.into_transaction(),
+            },
+        )
+    }
+
+    fn mail(self, mail: MailParameters, options: &Options) -> (State<T>, Action<T>) {
+        if !matches!(self, State::Greeted) {
+            return (self, Action::reply(bad_sequence()));
+        }
+        // RFC 1870 section 6.1
+        if mail
+            .size
+            .is_some_and(|size| size > options.content_bytes_max)
+        {
+            return (self, Action::reply(too_big()));
+        }
+        (self, Action::Mail(mail))
+    }
+
+    fn rcpt(mut self, path: ForwardPath, options: &Options) -> (State<T>, Action<T>) {
+        let (asked, known) = match &mut self {
+            State::Connected | State::Greeted => return (self, Action::reply(bad_sequence())),
+            State::Mail { asked, .. } => (asked, false),
+            State::Rcpt {
+                asked, recipients, ..
+            } => (asked, recipients.contains(&path)),
+        };
+        *asked = asked.saturating_add(1);
+        // RFC 5321 section 4.5.3.1.10: the recipients heard so far stay good
+        if *asked > options.recipients_max {
+            // a client that does not take the hint is not counting
+            if *asked > options.recipients_max.saturating_mul(2) {
+                return (
+                    State::Connected,
+                    Action::refuse_and_close(too_many_errors(), self.into_transaction()),
+                );
+            }
+            return (
+                self,
+                Action::reply(Reply::new(452, (4, 5, 3), "too many recipients")),
+            );
+        }
+        if known {
+            return (
+                self,
+                Action::reply(Reply::new(250, (2, 1, 5), "recipient OK")),
+            );
+        }
+        (self, Action::Rcpt(path))
+    }
+
+    fn data(self) -> (State<T>, Action<T>) {
+        match self {
+            State::Rcpt { transaction, .. } => (State::Greeted, Action::Data(transaction)),
+            State::Mail { asked: 1.., .. } => (
+                self,
+                Action::reply(Reply::new(554, (5, 5, 1), "no valid recipients")),
+            ),
+            State::Connected | State::Greeted | State::Mail { .. } => {
+                (self, Action::reply(bad_sequence()))
+            }
+        }
+    }
+
+    fn reset(self) -> (State<T>, Action<T>) {
+        let state = if matches!(self, State::Connected) {
+            State::Connected
+        } else {
+            State::Greeted
+        };
+        let reply = Reply::new(250, (2, 0, 0), "OK");
+        (
+            state,
+            Action::Reply {
+                reply,
+                abandoned: self.into_transaction(),
+            },
+        )
+    }
+
+    fn start_tls(self, security: Security) -> (State<T>, Action<T>) {
+        match (&self, security) {
+            (_, Security::Clear) => (self, Action::reply(Refusal::NotOffered.reply())),
+            (_, Security::Tls) => (
+                self,
+                Action::reply(Reply::new(554, (5, 5, 1), "TLS already active")),
+            ),
+            (State::Greeted, Security::Upgradable) => (State::Connected, Action::StartTls),
+            (_, Security::Upgradable) => (self, Action::reply(bad_sequence())),
+        }
+    }
+
+    fn into_transaction(self) -> Option<T> {
+        match self {
+            State::Connected | State::Greeted => None,
+            State::Mail { transaction, .. } | State::Rcpt { transaction, .. } => Some(transaction),
+        }
+    }
+}
+
+/// How much nonsense a connection has sent.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Misdeeds {
+    errors: u32,
+    junk: u32,
+}
+
+/// One session: the state of its dialogue and the patience left.
+#[derive(Debug)]
+pub struct Session<T> {
+    state: State<T>,
+    security: Security,
+    misdeeds: Misdeeds,
+}
+
+impl<T> Session<T> {
+    /// A session that has heard nothing yet, on a connection that has committed `misdeeds` so far.
+    pub fn new(security: Security, misdeeds: Misdeeds) -> Session<T> {
+        Session {
+            state: State::Connected,
+            security,
+            misdeeds,
+        }
+    }
+
+    /// What a command leads to.
+    pub fn on_command(&mut self, command: Command, options: &Options) -> Action<T> {
+        let greeted = !matches!(self.state, State::Connected);
+        match command {
+            Command::Noop | Command::Rset | Command::Vrfy | Command::Help => {
+                self.misdeeds.junk += 1
+            }
+            Command::Ehlo(_) | Command::Helo(_) if greeted => self.misdeeds.junk += 1,
+            _ => {}
+        }
+        if self.misdeeds.junk > options.junk_commands_max {
+            return Action::refuse_and_close(too_many_errors(), self.take_transaction());
+        }
+        let state = std::mem::replace(&mut self.state, State::Connected);
+        let (state, action) = state.on_command(command, self.security, options);
+        self.state = state;
+        action
+    }
+
+    /// What a line that is no command leads to.
+    pub fn on_refusal(&mut self, refusal: Refusal) -> Action<T> {
+        if refusal.closes() {
+            return Action::refuse_and_close(refusal.reply(), self.take_transaction());
+        }
+        Action::reply(refusal.reply())
+    }
+
+    /// The backend has accepted MAIL.
+    pub fn began(&mut self, transaction: T) {
+        self.state = State::Mail {
+            transaction,
+            asked: 0,
+        };
+    }
+
+    /// The transaction open, if there is one.
+    pub fn transaction(&mut self) -> Option<&mut T> {
+        match &mut self.state {
+            State::Connected | State::Greeted => None,
+            State::Mail { transaction, .. } | State::Rcpt { transaction, .. } => Some(transaction),
+        }
+    }
+
+    /// The transaction has accepted a recipient.
+    pub fn accepted(&mut self, path: ForwardPath) {
+        match std::mem::replace(&mut self.state, State::Connected) {
+            State::Mail { transaction, asked } => {
+                self.state = State::Rcpt {
+                    transaction,
+                    asked,
+                    recipients: BTreeSet::from([path]),
+                };
+            }
+            State::Rcpt {
+                transaction,
+                asked,
+                mut recipients,
+            } => {
+                recipients.insert(path);
+                self.state = State::Rcpt {
+                    transaction,
+                    asked,
+                    recipients,
+                };
+            }
+            other => self.state = other,
+        }
+    }
+
+    /// The connection ends: the transaction that was open, to be aborted.
+    pub fn take_transaction(&mut self) -> Option<T> {
+        std::mem::replace(&mut self.state, State::Connected).into_transaction()
+    }
+
+    /// A message has been taken: all is forgiven.
+    pub fn delivered(&mut self) {
+        self.misdeeds = Misdeeds::default();
+    }
+
+    /// Counts a refusal. A transient one is our trouble and counts only for a client that keeps opening transactions.
+    pub fn count(&mut self, reply: &Reply, to_mail: bool) {
+        if reply.is_permanent() {
+            self.misdeeds.errors += 1;
+        } else if to_mail {
+            self.misdeeds.junk += 1;
+        }
+    }
+
+    /// What the client's misdeeds have earned it.
+    pub fn patience(&self, options: &Options) -> Patience {
+        match self.misdeeds.errors {
+            errors if errors > options.errors_max => Patience::Ended,
+            errors if errors > options.errors_soft_max => Patience::Thin,
+            _ => Patience::Whole,
+        }
+    }
+
+    /// The count of misdeeds, for the session that follows over TLS.
+    pub fn misdeeds(&self) -> Misdeeds {
+        self.misdeeds
+    }
+
+    /// Whether STARTTLS can be had.
+    pub fn security(&self) -> Security {
+        self.security
+    }
+}
+
+/// How much more a client may do wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// Answer at once.
+    Whole,
+    /// Answer errors late.
+    Thin,
+    /// Close.
+    Ended,
+}
+
+/// 503: not now.
+pub fn bad_sequence() -> Reply {
+    Reply::new(503, (5, 5, 1), "bad sequence of commands")
+}
+
+/// 552: over [`Options::content_bytes_max`].
+pub fn too_big() -> Reply {
+    Reply::new(552, (5, 3, 4), "message too big")
+}
+
+/// 421: over the limits of errors or of junk commands.
+pub fn too_many_errors() -> Reply {
+    Reply::new(421, (4, 7, 0), "too many errors")
+}
+
+/// The lines of the answer to EHLO (RFC 5321 section 4.1.1.1), without CRLF.
+pub fn ehlo_lines(security: Security, options: &Options) -> Vec<String> {
+    let mut lines = vec![
+        options.host_name.clone(),
+        "PIPELINING".to_owned(),
+        format!("SIZE {}", options.content_bytes_max),
+    ];
+    if security == Security::Upgradable {
+        lines.push("STARTTLS".to_owned());
+    }
+    lines.push("ENHANCEDSTATUSCODES".to_owned());
+    lines.push("8BITMIME".to_owned());
+    lines
+}
