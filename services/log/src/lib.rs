@@ -15,6 +15,10 @@
 //! * [`sim`]: the simulated log: late and lost acknowledgements, torn tails, seeded
 //! * [`contract`]: the tests every implementation runs
 
+pub mod contract;
+pub mod sim;
+pub mod wal;
+
 use std::fmt;
 
 use bytes::Bytes;
@@ -127,7 +131,11 @@ pub trait Log: Send + Sync + 'static {
     fn incarnation(&self) -> u64;
 
     /// Appends `payload`; `Ok` only when it is durable. The append proceeds even when the future is dropped.
-    fn append(&self, shard: ShardId, payload: Bytes) -> BoxFuture<'static, Result<Stamp, AppendError>>;
+    fn append(
+        &self,
+        shard: ShardId,
+        payload: Bytes,
+    ) -> BoxFuture<'static, Result<Stamp, AppendError>>;
 
     /// A reader of the durable records of `shard` from position `from` (at least 1) on.
     ///
@@ -136,13 +144,21 @@ pub trait Log: Send + Sync + 'static {
     fn tail(&self, shard: ShardId, from: Position) -> Result<Box<dyn Tail>, ReadError>;
 
     /// The durable record at `position`.
-    fn read_at(&self, shard: ShardId, position: Position) -> BoxFuture<'static, Result<LogRecord, ReadError>>;
+    fn read_at(
+        &self,
+        shard: ShardId,
+        position: Position,
+    ) -> BoxFuture<'static, Result<LogRecord, ReadError>>;
 
     /// What is retained of `shard`. A shard never written to has `start == end == 1`.
     fn bounds(&self, shard: ShardId) -> Bounds;
 
     /// Forgets all records of `shard` below `start`. Lower than the present start does nothing.
-    fn truncate(&self, shard: ShardId, start: Position) -> BoxFuture<'static, Result<(), ReadError>>;
+    fn truncate(
+        &self,
+        shard: ShardId,
+        start: Position,
+    ) -> BoxFuture<'static, Result<(), ReadError>>;
 
     /// What `shard` costs, and whether it must let go.
     fn pinned(&self, shard: ShardId) -> Pinned;
