@@ -2,8 +2,8 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = "../../proto";
-    let files =
-        ["record", "mailbox", "admin"].map(|name| format!("{root}/hikyaku/v1/{name}.proto"));
+    let files = ["record", "mailbox", "admin", "stored"]
+        .map(|name| format!("{root}/hikyaku/v1/{name}.proto"));
     println!("cargo:rerun-if-changed={root}");
     let descriptors = protox::compile(&files, [root])?;
     tonic_prost_build::configure()

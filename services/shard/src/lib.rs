@@ -10,9 +10,11 @@
 //! * [`machine`]: what a state machine must be
 //! * [`runtime`]: one shard on one node
 //! * [`lead`]: what a leader adds: `LeaderBegin`, log time, hash marks
+//! * [`stored`]: what a store keeps with its position: what it has applied, and its running hash
 //! * [`ambient`]: clock and randomness, owned by the simulator in simulation
 
 pub mod ambient;
 pub mod lead;
 pub mod machine;
 pub mod runtime;
+pub mod stored;
