@@ -9,7 +9,19 @@
 //! * [`disk`]: one LSM tree per shard in a directory
 //! * [`contract`]: the tests both implementations run
 
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+pub mod contract;
+pub mod disk;
+pub mod memory;
+mod overlay;
+
 use bytes::Bytes;
+
+/// The longest key, in bytes.
+pub const KEY_BYTES_MAX: usize = 512;
+/// The longest value, in bytes.
+pub const VALUE_BYTES_MAX: usize = 256 << 20;
 
 /// One change: a value under a key, or no value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +77,8 @@ pub trait Engine: Send + Sync + 'static {
     fn snapshot(&self) -> Box<dyn Snapshot>;
     /// Makes the last commit durable before returning. Blocking I/O: call it from a blocking thread.
     fn flush(&self) -> Result<(), EngineError>;
+    /// Asks for a flush soon, without waiting: the log under the shard is filling up.
+    fn request_flush(&self);
     /// Bytes held in memory that no flush has written yet.
     fn unflushed_bytes(&self) -> u64;
     /// True when the writer must wait for flushes or compactions before the next batch (back-pressure).
