@@ -1,0 +1,398 @@
+//! What one LDIF record says, in the words of the inetLocalMailRecipient profile (the Lachman draft).
+//!
+//! | attribute | values | meaning |
+//! |---|---|---|
+//! | `entryUUID` | 1 | the account's immutable id; needed by a mailbox, not by an alias, forward or group |
+//! | `uid` | many | login names |
+//! | `mailLocalAddress` | 1 or more | addresses; the first is the canonical one |
+//! | `mailHost` | 0 or 1 | the mbox (ours) or mail server (foreign) |
+//! | `mailRoutingAddress` | 0 or 1 | where mail goes instead |
+//! | `userPassword` | many | `{SSHA}` and so on, see [`crate::password`] |
+//! | `mailQuotaSize` | 0 or 1 | octets, 0 is unlimited |
+//! | `accountStatus` | 0 or 1 | `active`, `suspended` (`nopop`, `noaccess`), `disabled` (`inactive`), `deleted` |
+//! | `mgrpRFC822MailMember`, `rfc822MailMember` | many | members of a group, by address |
+//! | `member`, `uniqueMember` | many | members of a group, by DN |
+//! | `mgrpErrorsTo` | 0 or 1 | who hears of failing members |
+//!
+//! An entry with objectClass `domainRelatedObject` names hosted domains: `associatedDomain`, for the tenant `o`, else `ou`,
+//! else its first domain; its `mailHost` is the tenant's default mbox. Other entries (people, units) are passed over.
+//! What is wrong with an entry is listed in it, and makes that entry alone unavailable. Next: `load`.
+
+use std::str::FromStr;
+
+use hikyaku_mail::id::AccountId;
+use hikyaku_mail::path::{Mailbox, normal_domain};
+
+use crate::AccountState;
+use crate::ldif::{Attribute, Record};
+use crate::password;
+
+/// Passwords tried for one account at most.
+pub const PASSWORDS_MAX: usize = 8;
+
+/// What a record is for us.
+#[derive(Debug)]
+pub enum Draft {
+    /// Mailbox, alias, forward or group.
+    Recipient(Box<Recipient>),
+    /// Hosted domains.
+    Domains(Domains),
+}
+
+/// A mailbox, alias, forward or group as the file has it, not yet compared with other entries.
+#[derive(Debug, Default)]
+pub struct Recipient {
+    /// Line of the `dn:`.
+    pub line: u32,
+    /// Printable DN.
+    pub dn: Box<str>,
+    /// `entryUUID`.
+    pub id: Option<AccountId>,
+    /// `uid`, in lower case.
+    pub logins: Vec<String>,
+    /// `mailLocalAddress`, the canonical one first.
+    pub addresses: Vec<Mailbox>,
+    /// `mailHost`, in lower case.
+    pub mail_host: Option<String>,
+    /// `mailRoutingAddress`.
+    pub routing: Option<Mailbox>,
+    /// `userPassword`.
+    pub passwords: Vec<Box<str>>,
+    /// `mailQuotaSize`.
+    pub quota_bytes: Option<u64>,
+    /// `accountStatus`.
+    pub state: AccountState,
+    /// Set for a group.
+    pub group: Option<GroupDraft>,
+    /// What makes the entry unusable.
+    pub errors: Vec<(u32, String)>,
+    /// What an operator should look at; the entry works.
+    pub warnings: Vec<(u32, String)>,
+}
+
+/// Members as the file has them.
+#[derive(Debug, Default)]
+pub struct GroupDraft {
+    /// In the order of the entry.
+    pub members: Vec<MemberDraft>,
+    /// `mgrpErrorsTo`.
+    pub errors_to: Option<Mailbox>,
+}
+
+/// One member.
+#[derive(Debug)]
+pub enum MemberDraft {
+    /// By address.
+    Address(Mailbox),
+    /// By normalised DN, and the line that says so.
+    Dn(u32, String),
+}
+
+/// Hosted domains and whose they are.
+#[derive(Debug, Default)]
+pub struct Domains {
+    /// Line of the `dn:`.
+    pub line: u32,
+    /// Printable DN.
+    pub dn: Box<str>,
+    /// The tenant.
+    pub tenant: String,
+    /// The domains, normalised.
+    pub domains: Vec<String>,
+    /// The tenant's default mbox.
+    pub mail_host: Option<String>,
+    /// What is wrong.
+    pub errors: Vec<(u32, String)>,
+}
+
+/// What `record` is for us; `None` if it is nothing to do with mail.
+pub fn draft(record: &Record<'_>) -> Option<Draft> {
+    let classes = || named(record, &["objectclass"]).map(|class| class.value.to_ascii_lowercase());
+    let is_class = |names: &[&str]| classes().any(|class| names.iter().any(|name| name.as_bytes() == class));
+    if is_class(&["domainrelatedobject"]) {
+        return Some(Draft::Domains(domains(record)));
+    }
+    let has = |names: &[&str]| named(record, names).next().is_some();
+    let is_mail_group = is_class(&["inetmailgroup", "mailgroup", "nismailalias"]) || has(&MEMBER_ADDRESSES);
+    let is_recipient = is_class(&["inetlocalmailrecipient"])
+        || has(&["maillocaladdress", "mailroutingaddress", "mailhost"])
+        || is_mail_group;
+    let is_group = is_mail_group || is_class(&["groupofnames", "groupofuniquenames", "groupofmembers"]);
+    is_recipient.then(|| Draft::Recipient(Box::new(recipient(record, is_group))))
+}
+
+const MEMBER_ADDRESSES: [&str; 2] = ["mgrprfc822mailmember", "rfc822mailmember"];
+
+fn named<'r, 'a>(record: &'r Record<'a>, names: &'r [&str]) -> impl Iterator<Item = &'r Attribute<'a>> {
+    record.attributes.iter().filter(move |attribute| names.contains(&attribute.name.as_str()))
+}
+
+/// The trimmed text of a value, which must not be empty, binary or have control characters.
+fn text<'r>(attribute: &'r Attribute<'_>) -> Result<&'r str, String> {
+    let text = std::str::from_utf8(&attribute.value).map_err(|_| format!("{}: not text", attribute.name))?.trim();
+    if text.is_empty() || text.chars().any(char::is_control) {
+        return Err(format!("{}: empty, or with control characters", attribute.name));
+    }
+    Ok(text)
+}
+
+type Complaints = Vec<(u32, String)>;
+
+/// The good values among `names`; the bad ones are complaints.
+fn values<T>(
+    record: &Record<'_>,
+    names: &[&str],
+    complaints: &mut Complaints,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Vec<T> {
+    let mut good = Vec::new();
+    for attribute in named(record, names) {
+        let value = text(attribute)
+            .and_then(|text| parse(text).map_err(|what| format!("{}: {}: {what}", attribute.name, printable(text))));
+        match value {
+            Ok(value) => good.push(value),
+            Err(what) => complaints.push((attribute.line, what)),
+        }
+    }
+    good
+}
+
+/// The value of an attribute that may be there once.
+fn one<T>(
+    record: &Record<'_>,
+    name: &str,
+    complaints: &mut Complaints,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Option<T> {
+    if let Some(second) = named(record, &[name]).nth(1) {
+        complaints.push((second.line, format!("{name}: a second value, where one is allowed")));
+        return None;
+    }
+    values(record, &[name], complaints, parse).pop()
+}
+
+fn mailbox(text: &str) -> Result<Mailbox, String> {
+    Mailbox::from_str(text).map_err(|error| error.to_string())
+}
+
+fn host(text: &str) -> Result<String, String> {
+    normal_domain(text).map_err(|_| "not a host name".to_owned())
+}
+
+fn state(text: &str) -> Result<AccountState, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "active" => Ok(AccountState::Active),
+        "suspended" | "nopop" | "noaccess" => Ok(AccountState::Suspended),
+        "disabled" | "inactive" => Ok(AccountState::Disabled),
+        "deleted" => Ok(AccountState::Deleted),
+        _ => Err("expected active, suspended, disabled or deleted".to_owned()),
+    }
+}
+
+/// RFC 4524 section 2: `associatedDomain`; the tenant is the organisation.
+fn domains(record: &Record<'_>) -> Domains {
+    let mut errors = Vec::new();
+    let domains = values(record, &["associateddomain"], &mut errors, host);
+    let mail_host = one(record, "mailhost", &mut errors, host);
+    let name = |attribute: &str| named(record, &[attribute]).find_map(|value| text(value).ok().map(printable));
+    let tenant = name("o").or_else(|| name("ou")).or_else(|| domains.first().cloned()).unwrap_or_default();
+    if domains.is_empty() {
+        errors.push((record.line, "domainRelatedObject without associatedDomain".to_owned()));
+    }
+    Domains { line: record.line, dn: printable(&record.dn).into(), tenant, domains, mail_host, errors }
+}
+
+fn recipient(record: &Record<'_>, is_group: bool) -> Recipient {
+    let mut errors = Vec::new();
+    let mut warnings = Vec::new();
+    let addresses = values(record, &["maillocaladdress"], &mut errors, mailbox);
+    if addresses.is_empty() && errors.is_empty() {
+        errors.push((record.line, "no mailLocalAddress: mail can never reach this entry".to_owned()));
+    }
+    let group = is_group.then(|| group(record, &mut errors));
+    let routing = one(record, "mailroutingaddress", &mut errors, mailbox);
+    if group.is_some() && routing.is_some() {
+        errors.push((record.line, "both a group and mailRoutingAddress".to_owned()));
+    }
+    let mut passwords = values(record, &["userpassword"], &mut warnings, |text| Ok(text.into()));
+    for attribute in named(record, &["userpassword"]) {
+        let stored = std::str::from_utf8(&attribute.value).unwrap_or_default().trim();
+        if let Err(unusable) = password::check(stored) {
+            // The value itself never appears: it may be the password.
+            warnings.push((attribute.line, format!("userPassword: {unusable}; logins that need it are unavailable")));
+        }
+    }
+    if passwords.len() > PASSWORDS_MAX {
+        errors.push((record.line, format!("more than {PASSWORDS_MAX} userPassword values")));
+        passwords.clear();
+    }
+    Recipient {
+        line: record.line,
+        dn: printable(&record.dn).into(),
+        id: one(record, "entryuuid", &mut errors, |text| {
+            AccountId::from_str(&text.to_ascii_lowercase()).map_err(|error| error.to_string())
+        }),
+        logins: values(record, &["uid"], &mut errors, |text| Ok(text.to_ascii_lowercase())),
+        addresses,
+        mail_host: one(record, "mailhost", &mut errors, host),
+        routing,
+        passwords,
+        quota_bytes: one(record, "mailquotasize", &mut errors, |text| {
+            text.parse().map_err(|_| "expected a number of octets".to_owned())
+        }),
+        state: one(record, "accountstatus", &mut errors, state).unwrap_or_default(),
+        group,
+        errors,
+        warnings,
+    }
+}
+
+fn group(record: &Record<'_>, errors: &mut Complaints) -> GroupDraft {
+    let mut members = Vec::new();
+    for attribute in &record.attributes {
+        let is_dn = matches!(attribute.name.as_str(), "member" | "uniquemember");
+        if !is_dn && !MEMBER_ADDRESSES.contains(&attribute.name.as_str()) {
+            continue;
+        }
+        let member = text(attribute).and_then(|text| {
+            if is_dn {
+                return Ok(MemberDraft::Dn(attribute.line, normal_dn(text)));
+            }
+            let parsed = mailbox(text).map_err(|what| format!("{}: {}: {what}", attribute.name, printable(text)))?;
+            Ok(MemberDraft::Address(parsed))
+        });
+        match member {
+            Ok(member) => members.push(member),
+            Err(what) => errors.push((attribute.line, what)),
+        }
+    }
+    let errors_to = one(record, "mgrperrorsto", errors, |text| mailbox(text.strip_prefix("mailto:").unwrap_or(text)));
+    GroupDraft { members, errors_to }
+}
+
+/// `text` on one line for logs: control and direction characters become `?`.
+pub fn printable(text: &str) -> String {
+    let is_hidden = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    };
+    text.chars().map(|c| if is_hidden(c) { '?' } else { c }).collect()
+}
+
+/// A DN for comparison: lower case, no spaces around `,` `=` `+`, no `#...` of RFC 4517 section 3.3.21 (uniqueMember).
+pub fn normal_dn(dn: &str) -> String {
+    let dn = match dn.rsplit_once('#') {
+        Some((name, bits)) if bits.starts_with('\'') && bits.ends_with("'B") => name,
+        _ => dn,
+    };
+    let mut normal = String::with_capacity(dn.len());
+    let mut spaces = 0;
+    let mut escaped = false;
+    let mut after_separator = true;
+    for c in dn.chars() {
+        let is_separator = !escaped && matches!(c, ',' | '=' | '+');
+        if c == ' ' && !escaped {
+            spaces += 1;
+            continue;
+        }
+        if !is_separator && !after_separator {
+            normal.extend(std::iter::repeat_n(' ', spaces));
+        }
+        spaces = 0;
+        normal.extend(c.to_lowercase());
+        after_separator = is_separator;
+        escaped = !escaped && c == '\\';
+    }
+    normal
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Draft, MemberDraft, draft, normal_dn, printable};
+    use crate::ldif::{Limits, records};
+
+    fn one(text: &str) -> Option<Draft> {
+        draft(&records(text.as_bytes(), Limits::default()).next().unwrap().unwrap())
+    }
+
+    fn errors(attributes: &str) -> Vec<(u32, String)> {
+        match one(&format!("dn: uid=a\nobjectClass: inetLocalMailRecipient\n{attributes}")) {
+            Some(Draft::Recipient(recipient)) => recipient.errors,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn dns_compare_as_directories_compare_them() {
+        assert_eq!(normal_dn(" CN = Foo  Bar , O=x + L=y,dc=JP "), "cn=foo  bar,o=x+l=y,dc=jp");
+        assert_eq!(normal_dn("cn=a\\, b\\ ,dc=jp"), "cn=a\\, b\\ ,dc=jp");
+        assert_eq!(normal_dn("cn=a,dc=jp#'0101'B"), "cn=a,dc=jp");
+        assert_eq!(normal_dn("cn=a#1,dc=jp"), "cn=a#1,dc=jp");
+    }
+
+    #[test]
+    fn what_is_not_mail_is_passed_over() {
+        assert!(one("dn: ou=people\nobjectClass: organizationalUnit\nou: people\n").is_none());
+        assert!(one("dn: cn=admins\nobjectClass: groupOfNames\nmember: uid=a\n").is_none());
+        assert!(one("dn: uid=a\nobjectClass: inetOrgPerson\nuid: a\nmail: a@x.jp\nuserPassword: {SSHA}x\n").is_none());
+    }
+
+    #[test]
+    fn errors_name_line_attribute_and_what_is_expected() {
+        for (attributes, line, what) in [
+            ("uid: a\n", 1, "no mailLocalAddress: mail can never reach this entry"),
+            ("mailLocalAddress: a@@x\n", 3, "maillocaladdress: a@@x: not a mailbox address"),
+            ("mailLocalAddress:: YUB4CmI=\n", 3, "maillocaladdress: empty, or with control characters"),
+            ("mailLocalAddress: a@x\nmailHost: m\nmailHost: n\n", 5, "mailhost: a second value, where one is allowed"),
+            ("mailLocalAddress: a@x\nmailHost: -\n", 4, "mailhost: -: not a host name"),
+            ("mailLocalAddress: a@x\nmailRoutingAddress: a\n", 4, "mailroutingaddress: a: not a mailbox address"),
+            ("mailLocalAddress: a@x\nmailQuotaSize: 1G\n", 4, "mailquotasize: 1G: expected a number of octets"),
+            ("mailLocalAddress: a@x\nentryUUID: a b\n", 4, "entryuuid: a b: not a valid account id"),
+            (
+                "mailLocalAddress: a@x\naccountStatus: gone\n",
+                4,
+                "accountstatus: gone: expected active, suspended, disabled or deleted",
+            ),
+            ("mailLocalAddress: a@x\nrfc822MailMember: b\n", 4, "rfc822mailmember: b: not a mailbox address"),
+        ] {
+            assert_eq!(errors(attributes), vec![(line, what.to_owned())], "{attributes:?}");
+        }
+        assert_eq!(errors("mailLocalAddress: a@x\nmailHost: mbox1\nuid: a\n"), vec![]);
+    }
+
+    #[test]
+    fn a_password_never_stands_in_a_finding() {
+        let text = "dn: uid=a\nmailLocalAddress: a@x\nuserPassword: hunter2\nuserPassword: {PLAIN}hunter2\nuserPassword: {MD5}hunter2\n";
+        let Some(Draft::Recipient(recipient)) = one(text) else { panic!() };
+        assert_eq!(recipient.warnings.len(), 3);
+        assert!(recipient.errors.is_empty());
+        assert!(!format!("{:?}", recipient.warnings).contains("hunter2"));
+    }
+
+    #[test]
+    fn groups_keep_the_order_of_their_members() {
+        let text = "dn: cn=g\nobjectClass: groupOfNames\nmailLocalAddress: g@x\nmember: UID=b, DC=jp\nmgrpRFC822MailMember: c@y\n\
+            mgrpErrorsTo: mailto:boss@x\n";
+        let Some(Draft::Recipient(recipient)) = one(text) else { panic!() };
+        let group = recipient.group.unwrap();
+        assert!(matches!(&group.members[0], MemberDraft::Dn(4, dn) if dn == "uid=b,dc=jp"));
+        assert!(matches!(&group.members[1], MemberDraft::Address(address) if address.as_str() == "c@y"));
+        assert_eq!(group.errors_to.unwrap().as_str(), "boss@x");
+    }
+
+    #[test]
+    fn domains_name_their_tenant() {
+        let Some(Draft::Domains(domains)) = one(
+            "dn: dc=x\nobjectClass: domainRelatedObject\nou: two\no: One\nassociatedDomain: X.jp.\nassociatedDomain: y.jp\nmailHost: MBOX1\n",
+        ) else {
+            panic!()
+        };
+        assert_eq!((domains.tenant.as_str(), domains.domains), ("One", vec!["x.jp".to_owned(), "y.jp".to_owned()]));
+        assert_eq!(domains.mail_host.as_deref(), Some("mbox1"));
+    }
+
+    #[test]
+    fn logs_stay_on_one_line() {
+        assert_eq!(printable("a\r\nb\u{202e}c\u{1b}[1m é"), "a??b?c?[1m é");
+    }
+}

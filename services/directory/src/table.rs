@@ -1,0 +1,363 @@
+//! A whole directory in memory, immutable: one address or login in, one decision out.
+//!
+//! Addresses match with the domain in lower case and the local part without regard to ASCII case (so no two accounts can differ
+//! by case only); `"alice"@x` is `alice@x`. An address that no entry has falls back to the part before the delimiter
+//! (`user+detail@` to `user@`), then to the site's postmaster if it is a role address. Lookups are constant time in the number
+//! of entries. Made by `load`, served by `ldif_directory`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use hikyaku_mail::id::AccountId;
+use hikyaku_mail::path::Mailbox;
+
+use crate::load::{Finding, Settings};
+use crate::{Account, AccountState, Decision, Resolution, Rule, Unavailable};
+
+/// Role addresses (RFC 2142, RFC 5321 section 4.5.1) that reach the site's postmaster when no entry has them.
+pub const ROLES: [&str; 6] = ["postmaster", "abuse", "hostmaster", "noc", "security", "webmaster"];
+
+/// See the module.
+pub struct Table {
+    pub(crate) settings: Settings,
+    pub(crate) postmaster: Mailbox,
+    /// Sorted.
+    pub(crate) mboxes: Vec<Arc<str>>,
+    pub(crate) tenants: Vec<Tenant>,
+    pub(crate) domains: BTreeMap<String, DomainOwner>,
+    pub(crate) entries: Vec<Entry>,
+    /// Why an entry cannot be used.
+    pub(crate) broken: BTreeMap<u32, Box<str>>,
+    pub(crate) addresses: HashMap<Box<str>, Owner>,
+    pub(crate) logins: HashMap<Box<str>, Owner>,
+    /// Entries that have an id, in its order.
+    pub(crate) by_id: Vec<u32>,
+    /// A broken entry has lost its id: which one, nobody knows.
+    pub(crate) ids_in_doubt: bool,
+    /// Verified against when there is nothing else to verify against, so that an unknown login costs what a known one does.
+    pub(crate) decoy: Option<Box<str>>,
+    pub(crate) findings: Vec<Finding>,
+}
+
+pub(crate) struct Tenant {
+    pub name: Arc<str>,
+    /// Index into the mboxes.
+    pub default_mbox: Option<u32>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DomainOwner {
+    Tenant(u32),
+    /// Its entry is broken, or two tenants claim it.
+    InDoubt,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Owner {
+    Entry(u32),
+    /// Several entries have it, or its domain is not in order.
+    InDoubt,
+}
+
+/// There may be a million: nothing here that few entries need.
+pub(crate) struct Entry {
+    pub dn: Box<str>,
+    pub id: Option<AccountId>,
+    /// `None` only in a broken entry.
+    pub address: Option<Mailbox>,
+    pub tenant: u32,
+    pub state: AccountState,
+    pub host: Host,
+    pub routing: Option<Box<Mailbox>>,
+    pub quota_bytes: Option<u64>,
+    pub passwords: Box<[Box<str>]>,
+    pub group: Option<Box<Group>>,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) enum Host {
+    None,
+    /// Index into the mboxes.
+    Ours(u32),
+    Foreign(Box<str>),
+}
+
+pub(crate) struct Group {
+    pub members: Vec<Mailbox>,
+    pub errors_to: Option<Mailbox>,
+}
+
+/// What a login name stands for: where to find its stored passwords, and whose they are.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// Of the entry; a decoy if the login is unknown.
+    pub stored: Vec<Box<str>>,
+    /// `None`: whatever the passwords say, the login is wrong.
+    pub account: Option<LoginAccount>,
+}
+
+/// The account behind a login.
+#[derive(Clone, Debug)]
+pub enum LoginAccount {
+    /// It has a mailbox here.
+    Here(Account),
+    /// It has none: an alias, or served by another mail server.
+    Elsewhere,
+}
+
+impl Table {
+    /// What `load` found, for `hikyaku check`: whole-file errors never get this far.
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+
+    /// Mailboxes, aliases, forwards and groups that can be used.
+    pub fn len(&self) -> usize {
+        self.entries.len() - self.broken.len()
+    }
+
+    /// True if no entry can be used.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many usable entries of this table have no usable successor in `next` under their canonical address.
+    pub fn lost_in(&self, next: &Table) -> usize {
+        let is_lost = |&index: &u32| {
+            let Some(address) = self.entry(index).and_then(|entry| entry.address.as_ref()) else { return false };
+            match next.addresses.get(address_key(address).as_str()) {
+                Some(&Owner::Entry(successor)) => next.broken.contains_key(&successor),
+                Some(Owner::InDoubt) | None => true,
+            }
+        };
+        let usable = self.indices().filter(|index| !self.broken.contains_key(index));
+        usable.filter(is_lost).count()
+    }
+
+    /// What to do with mail for `address`.
+    pub fn resolve(&self, address: &Mailbox) -> Result<Resolution, Unavailable> {
+        let owner = self.owner(address);
+        let tenant = match (owner, self.domains.get(address.domain())) {
+            (Some(Owner::InDoubt), _) => return Err(Unavailable::new("this address is in doubt, see hikyaku check")),
+            (Some(Owner::Entry(index)), _) => return self.decide(index, address),
+            (None, None) => {
+                return Ok(Resolution {
+                    decision: Decision::Foreign,
+                    rule: Rule::ForeignDomain,
+                    entry: None,
+                    tenant: None,
+                });
+            }
+            (None, Some(DomainOwner::InDoubt)) => return Err(Unavailable::new("the entry of this domain is broken")),
+            (None, Some(&DomainOwner::Tenant(tenant))) => self.tenant_name(tenant)?,
+        };
+        let local = self.plain_local_part(address);
+        // A broken entry may have lost its address: its uid at our domains is no certain "no such user".
+        if let Some(&Owner::Entry(index)) = self.logins.get(local.as_str()) {
+            self.usable(index)?;
+        }
+        let role = ROLES.into_iter().find(|role| *role == local);
+        let (decision, rule, entry) = match (role, &self.settings.postmaster) {
+            // The DN of no entry, but a key for loop detection all the same.
+            (Some(role), Some(to)) => {
+                let entry = Some(format!("role={role}@{}", address.domain()));
+                (Decision::Forward { to: to.clone() }, Rule::RoleAddress, entry)
+            }
+            _ => (Decision::NoSuchUser, Rule::NoEntry, None),
+        };
+        Ok(Resolution { decision, rule, entry, tenant: Some(tenant) })
+    }
+
+    /// The account with this id; `None` if no entry has it or it has no mailbox here.
+    pub fn account(&self, id: &AccountId) -> Result<Option<Account>, Unavailable> {
+        let id_of = |index: &u32| self.entry(*index).and_then(|entry| entry.id.as_ref());
+        match self.by_id.binary_search_by(|index| id_of(index).cmp(&Some(id))) {
+            Ok(found) => self.account_of(self.by_id.get(found).copied().unwrap_or(u32::MAX)),
+            Err(_) if self.ids_in_doubt => Err(Unavailable::new("an entry has lost its id, perhaps this one")),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// What `login`, a `uid` or an address, is verified against.
+    pub fn credentials(&self, login: &str) -> Result<Credentials, Unavailable> {
+        let by_uid = self.logins.get(login.to_ascii_lowercase().as_str()).copied();
+        let by_address = login.parse::<Mailbox>().ok().and_then(|address| self.exact(&address));
+        let index = match (by_uid, by_address) {
+            (Some(Owner::Entry(index)), None) | (None, Some(Owner::Entry(index))) => index,
+            (Some(Owner::Entry(one)), Some(Owner::Entry(other))) if one == other => one,
+            (None, None) => return Ok(self.decoy()),
+            _ => return Err(Unavailable::new("this login is in doubt, see hikyaku check")),
+        };
+        let account = match self.account_of(index)? {
+            Some(account) => LoginAccount::Here(account),
+            None => LoginAccount::Elsewhere,
+        };
+        match self.entry(index) {
+            Some(entry) if !entry.passwords.is_empty() => {
+                Ok(Credentials { stored: entry.passwords.to_vec(), account: Some(account) })
+            }
+            _ => Ok(self.decoy()),
+        }
+    }
+
+    fn decoy(&self) -> Credentials {
+        Credentials { stored: self.decoy.iter().cloned().collect(), account: None }
+    }
+
+    pub(crate) fn indices(&self) -> std::ops::Range<u32> {
+        0..u32::try_from(self.entries.len()).unwrap_or(u32::MAX)
+    }
+
+    fn entry(&self, index: u32) -> Option<&Entry> {
+        self.entries.get(index as usize)
+    }
+
+    fn usable(&self, index: u32) -> Result<&Entry, Unavailable> {
+        if let Some(why) = self.broken.get(&index) {
+            let dn = self.entry(index).map_or("", |entry| &entry.dn);
+            return Err(Unavailable::new(format!("broken entry {dn}: {why}")));
+        }
+        self.entry(index).ok_or_else(|| Unavailable::new("no such entry"))
+    }
+
+    fn tenant_name(&self, tenant: u32) -> Result<Arc<str>, Unavailable> {
+        let found = self.tenants.get(tenant as usize).ok_or_else(|| Unavailable::new("no such tenant"))?;
+        Ok(Arc::clone(&found.name))
+    }
+
+    fn exact(&self, address: &Mailbox) -> Option<Owner> {
+        self.addresses.get(address_key(address).as_str()).copied()
+    }
+
+    /// Who has `address`, or its part before the delimiter.
+    pub(crate) fn owner(&self, address: &Mailbox) -> Option<Owner> {
+        let key = address_key(address);
+        let found = self.addresses.get(key.as_str()).copied();
+        found.or_else(|| self.addresses.get(self.without_detail(&key)?.as_str()).copied())
+    }
+
+    /// `user@domain` for the key `user+detail@domain`. A quoted local part has no detail.
+    fn without_detail(&self, key: &str) -> Option<String> {
+        let (local, domain) = key.rsplit_once('@')?;
+        let (user, _) = local.split_once(self.settings.recipient_delimiter?)?;
+        let has_user = !user.is_empty() && !local.starts_with('"');
+        has_user.then(|| format!("{user}@{domain}"))
+    }
+
+    /// The local part as compared, without detail.
+    fn plain_local_part(&self, address: &Mailbox) -> String {
+        let key = address_key(address);
+        let mut plain = self.without_detail(&key).unwrap_or(key);
+        plain.truncate(plain.rfind('@').unwrap_or(plain.len()));
+        plain
+    }
+
+    /// The truth table.
+    ///
+    /// | mailHost | mailRoutingAddress | decision |
+    /// |---|---|---|
+    /// | ours | set | rewrite, route again; final if that is the same entry or at one of our mboxes |
+    /// | ours | - | deliver to that mbox |
+    /// | foreign | set / - | relay mailRoutingAddress / the original to that host |
+    /// | - | set | route mailRoutingAddress; final if at one of our mboxes; as if unset if that is the same entry |
+    /// | - | - | default mbox, or unknown |
+    pub(crate) fn decide(&self, index: u32, address: &Mailbox) -> Result<Resolution, Unavailable> {
+        let entry = self.usable(index)?;
+        let local = |mbox: u32| self.local(entry, mbox, address);
+        let forward = |to: &Mailbox| Decision::Forward { to: to.clone() };
+        let routing = entry.routing.as_deref();
+        let routing_mbox = routing.and_then(|to| self.mbox_named(to.domain()));
+        let is_same = routing.is_some_and(|to| self.owner(to) == Some(Owner::Entry(index)));
+        let (decision, rule) = match (&entry.group, &entry.host, routing) {
+            (Some(group), _, _) => {
+                (Decision::Group { members: group.members.clone(), errors_to: group.errors_to.clone() }, Rule::Group)
+            }
+            (None, Host::Ours(mbox), Some(_)) if is_same || routing_mbox.is_some() => (local(*mbox)?, Rule::Final),
+            (None, Host::Ours(_), Some(to)) => (forward(to), Rule::Rewrite),
+            (None, Host::Ours(mbox), None) => (local(*mbox)?, Rule::MailHost),
+            (None, Host::Foreign(host), routing) => {
+                let rule = if routing.is_some() { Rule::RelayRoutingAddress } else { Rule::RelayOriginal };
+                (Decision::Relay { host: host.to_string(), address: routing.unwrap_or(address).clone() }, rule)
+            }
+            (None, Host::None, Some(to)) if !is_same => match routing_mbox {
+                Some(mbox) => (local(mbox)?, Rule::Final),
+                None => (forward(to), Rule::RoutingAddress),
+            },
+            (None, Host::None, _) => match self.default_mbox(entry) {
+                Some(mbox) => (local(mbox)?, Rule::DefaultMbox),
+                None => (Decision::NoSuchUser, Rule::NoDefaultMbox),
+            },
+        };
+        let tenant = Some(self.tenant_name(entry.tenant)?);
+        Ok(Resolution { decision, rule, entry: Some(entry.dn.to_string()), tenant })
+    }
+
+    fn local(&self, entry: &Entry, mbox: u32, address: &Mailbox) -> Result<Decision, Unavailable> {
+        let account =
+            self.build_account(entry, mbox)?.ok_or_else(|| Unavailable::new("a mailbox without entryUUID"))?;
+        Ok(Decision::Local { account, delivered_to: address.clone() })
+    }
+
+    fn build_account(&self, entry: &Entry, mbox: u32) -> Result<Option<Account>, Unavailable> {
+        let (Some(id), Some(address)) = (&entry.id, &entry.address) else { return Ok(None) };
+        let mbox = self.mboxes.get(mbox as usize).ok_or_else(|| Unavailable::new("no such mbox"))?;
+        Ok(Some(Account {
+            id: id.clone(),
+            tenant: self.tenant_name(entry.tenant)?,
+            mbox: Arc::clone(mbox),
+            address: address.clone(),
+            quota_bytes: entry.quota_bytes,
+            state: entry.state,
+        }))
+    }
+
+    /// The mailbox that an entry has here, also while its mail is forwarded elsewhere.
+    fn account_of(&self, index: u32) -> Result<Option<Account>, Unavailable> {
+        let entry = self.usable(index)?;
+        let routing_mbox = || entry.routing.as_deref().and_then(|to| self.mbox_named(to.domain()));
+        let mbox = match &entry.host {
+            _ if entry.group.is_some() => None,
+            Host::Ours(mbox) => Some(*mbox),
+            Host::Foreign(_) => None,
+            Host::None => routing_mbox().or_else(|| self.default_mbox(entry)),
+        };
+        match mbox {
+            Some(mbox) => self.build_account(entry, mbox),
+            None => Ok(None),
+        }
+    }
+
+    fn default_mbox(&self, entry: &Entry) -> Option<u32> {
+        self.tenants.get(entry.tenant as usize)?.default_mbox
+    }
+
+    /// The mbox of ours with this name, in lower case.
+    pub(crate) fn mbox_named(&self, name: &str) -> Option<u32> {
+        let found = self.mboxes.binary_search_by(|mbox| (**mbox).cmp(name)).ok()?;
+        u32::try_from(found).ok()
+    }
+}
+
+/// What addresses are compared by.
+pub(crate) fn address_key(address: &Mailbox) -> String {
+    let local = address.local_part();
+    let Some(quoted) = local.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
+        return address.as_str().to_ascii_lowercase();
+    };
+    let mut content = String::with_capacity(quoted.len());
+    let mut escaped = false;
+    for c in quoted.chars() {
+        escaped = c == '\\' && !escaped;
+        if !escaped {
+            content.push(c);
+        }
+    }
+    content.make_ascii_lowercase();
+    let domain = address.domain();
+    // RFC 5321 section 4.1.2: a quoted string that need not be quoted means the same as the plain one.
+    let plain = format!("{content}@{domain}");
+    match plain.parse::<Mailbox>() {
+        Ok(mailbox) if !content.starts_with('"') && mailbox.local_part() == content => plain,
+        _ => format!("\"{}\"@{domain}", content.replace('\\', "\\\\").replace('"', "\\\"")),
+    }
+}
