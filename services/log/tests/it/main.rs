@@ -1,0 +1,10 @@
+//! Tests of the log room from outside: the contract, every crash, trouble with the disk, and the simulated log's faults.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod contract;
+mod crash;
+mod memory_disk;
+mod sim;
+mod torn_files;
+mod trouble;
