@@ -1,0 +1,90 @@
+//! A mail client that keeps books: it sends by SMTP, reads by POP3, and proves that every acknowledged message is in
+//! a mailbox exactly once.
+//!
+//! It stands outside the system under test: its own process, nothing but the two protocols, no library shared with the
+//! server. That the server is killed and restarted under it is the normal case, so what is known about an attempt is
+//! written to a ledger at the moment it becomes known. It refuses to talk to anything but loopback.
+//!
+//! # Layout, in the order one message sees it
+//! * [`users`]: who may send and read; makes a directory for tests
+//! * [`size`]: how big messages are
+//! * [`message`]: headers and body from an attempt id; dot-stuffing
+//! * [`smtp`]: one client session, which knows exactly how far a transaction came
+//! * [`ledger`]: what was tried and what the server said, on disk
+//! * [`run`]: many sessions, closed loop
+//! * [`pop3`]: reads a maildrop
+//! * [`inspect`]: what a retrieved mail is: a copy, a DSN, or something nobody sent
+//! * [`equation`]: how many copies each outcome allows
+//! * [`verify`]: sweeps all mailboxes until the equation holds or time is up
+//! * [`report`], [`histogram`]: figures, with the conditions they were taken under
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+use std::net::{SocketAddr, ToSocketAddrs};
+
+use anyhow::{Context, bail};
+
+pub mod equation;
+pub mod histogram;
+pub mod inspect;
+pub mod ledger;
+pub mod message;
+pub mod pop3;
+pub mod random;
+pub mod report;
+pub mod run;
+pub mod size;
+pub mod smtp;
+pub mod users;
+pub mod verify;
+
+/// The address `host_port` names, if every address it resolves to is loopback. A load generator aimed at somebody
+/// else's server by a typing error is an attack.
+pub fn loopback(host_port: &str) -> anyhow::Result<SocketAddr> {
+    let addresses: Vec<SocketAddr> = host_port
+        .to_socket_addrs()
+        .with_context(|| format!("{host_port} is not HOST:PORT"))?
+        .collect();
+    if let Some(foreign) = addresses.iter().find(|a| !a.ip().is_loopback()) {
+        bail!(
+            "{host_port} resolves to {}, which is not loopback: refused",
+            foreign.ip()
+        );
+    }
+    // The server's listeners are IPv4 by default and `localhost` often resolves to ::1 first.
+    addresses
+        .iter()
+        .find(|a| a.is_ipv4())
+        .or_else(|| addresses.first())
+        .copied()
+        .with_context(|| format!("{host_port} has no address"))
+}
+
+/// Unix milliseconds by the wall clock.
+pub(crate) fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::loopback;
+
+    #[test]
+    fn only_loopback_is_accepted() {
+        assert!(loopback("127.0.0.1:25").is_ok());
+        assert!(loopback("127.9.9.9:25").is_ok());
+        assert!(loopback("[::1]:25").is_ok());
+        assert!(
+            loopback("192.0.2.1:25")
+                .unwrap_err()
+                .to_string()
+                .contains("not loopback")
+        );
+        assert!(loopback("[2001:db8::1]:25").is_err());
+        assert!(loopback("0.0.0.0:25").is_err());
+        assert!(loopback("127.0.0.1").is_err());
+    }
+}

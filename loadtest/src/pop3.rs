@@ -1,0 +1,211 @@
+//! Reads a maildrop by POP3 (RFC 1939) over a blocking socket: USER, PASS, STAT, UIDL, RETR, DELE, QUIT.
+//!
+//! Mail streams through line by line, so its size costs no memory; RETR and DELE are pipelined when the server says
+//! that it may be done (RFC 2449 section 6.8).
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+
+/// The longest line read; mail has at most 998 characters in one, servers may be looser.
+const LINE_MAX: u64 = 1 << 20;
+/// The most mails of one maildrop.
+const MAILS_MAX: usize = 10_000_000;
+/// How many commands are under way at once.
+const WINDOW: usize = 64;
+
+/// One line of UIDL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Message number, of this session only.
+    pub number: u32,
+    /// Unique id, for all sessions.
+    pub uid: String,
+}
+
+/// An open maildrop.
+#[derive(Debug)]
+pub struct Maildrop {
+    stream: BufReader<TcpStream>,
+    window: usize,
+    line: Vec<u8>,
+}
+
+impl Maildrop {
+    /// Connects and logs in.
+    pub fn open(
+        server: SocketAddr,
+        login: &str,
+        password: &str,
+        timeout: Duration,
+    ) -> anyhow::Result<Maildrop> {
+        let stream = TcpStream::connect_timeout(&server, timeout).context("POP3 connect")?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(timeout))?;
+        stream.set_write_timeout(Some(timeout))?;
+        let stream = BufReader::with_capacity(64 << 10, stream);
+        let mut drop = Maildrop {
+            stream,
+            window: 1,
+            line: Vec::new(),
+        };
+        drop.ok("banner")?;
+        drop.command("CAPA")?;
+        if drop.status()?.is_ok() {
+            let mut pipelining = false;
+            drop.lines(|line| pipelining |= line.eq_ignore_ascii_case(b"PIPELINING"))?;
+            drop.window = if pipelining { WINDOW } else { 1 };
+        }
+        drop.command(&format!("USER {login}"))?;
+        drop.ok("USER")?;
+        drop.command(&format!("PASS {password}"))?;
+        drop.ok("PASS")?;
+        Ok(drop)
+    }
+
+    /// How many mails there are.
+    pub fn count(&mut self) -> anyhow::Result<u64> {
+        self.command("STAT")?;
+        let line = self.ok("STAT")?;
+        let count = line
+            .split_ascii_whitespace()
+            .next()
+            .and_then(|n| n.parse().ok());
+        count.with_context(|| format!("STAT answered {line:?}"))
+    }
+
+    /// All mails with their unique ids, in the order the server gives.
+    pub fn uidl(&mut self) -> anyhow::Result<Vec<Listed>> {
+        self.command("UIDL")?;
+        self.ok("UIDL")?;
+        let mut list = Vec::new();
+        let mut bad = None;
+        self.lines(|line| {
+            let text = String::from_utf8_lossy(line);
+            let parsed = text
+                .split_once(' ')
+                .and_then(|(n, uid)| Some((n.parse().ok()?, uid)));
+            match parsed {
+                Some((number, uid)) if list.len() < MAILS_MAX => list.push(Listed {
+                    number,
+                    uid: uid.to_owned(),
+                }),
+                _ => bad = Some(text.into_owned()),
+            }
+        })?;
+        ensure!(bad.is_none(), "UIDL answered {bad:?}");
+        Ok(list)
+    }
+
+    /// Retrieves mails in the order given. `line(n, l)` gets each line of the n-th of them, without CRLF and with the
+    /// stuffing taken away; `end(n)` follows.
+    pub fn retrieve<T>(
+        &mut self,
+        numbers: &[u32],
+        state: &mut T,
+        line: impl Fn(&mut T, usize, &[u8]),
+        end: impl Fn(&mut T, usize),
+    ) -> anyhow::Result<()> {
+        self.pipeline("RETR", numbers, |drop, at| {
+            drop.lines(|bytes| line(state, at, bytes))?;
+            end(state, at);
+            Ok(())
+        })
+    }
+
+    /// Marks mails as deleted; [`Maildrop::quit`] makes it so.
+    pub fn delete(&mut self, numbers: &[u32]) -> anyhow::Result<()> {
+        self.pipeline("DELE", numbers, |_, _| Ok(()))
+    }
+
+    /// Ends the session in order; an error means that the deletions may not have happened.
+    pub fn quit(mut self) -> anyhow::Result<()> {
+        self.command("QUIT")?;
+        self.ok("QUIT").map(|_| ())
+    }
+
+    fn pipeline(
+        &mut self,
+        verb: &str,
+        numbers: &[u32],
+        mut answered: impl FnMut(&mut Maildrop, usize) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut sent = 0;
+        for (at, number) in numbers.iter().enumerate() {
+            // Refill when half of the window is used up, so that commands travel in few packets.
+            if sent - at <= self.window / 2 {
+                let until = numbers.len().min(at + self.window);
+                let batch: String = numbers[sent..until]
+                    .iter()
+                    .map(|n| format!("{verb} {n}\r\n"))
+                    .collect();
+                self.stream.get_mut().write_all(batch.as_bytes())?;
+                sent = until;
+            }
+            self.ok(verb).with_context(|| format!("message {number}"))?;
+            answered(self, at)?;
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, text: &str) -> anyhow::Result<()> {
+        ensure!(
+            !text.bytes().any(|b| b < b' '),
+            "control character in a POP3 command"
+        );
+        Ok(self
+            .stream
+            .get_mut()
+            .write_all(format!("{text}\r\n").as_bytes())?)
+    }
+
+    fn ok(&mut self, verb: &str) -> anyhow::Result<String> {
+        match self.status()? {
+            Ok(text) => Ok(text),
+            Err(text) => bail!("{verb} answered -ERR {text}"),
+        }
+    }
+
+    /// The text behind +OK, or behind -ERR.
+    fn status(&mut self) -> anyhow::Result<Result<String, String>> {
+        self.read_line()?;
+        let text = String::from_utf8_lossy(&self.line).into_owned();
+        if let Some(rest) = text.strip_prefix("+OK") {
+            return Ok(Ok(rest.trim_start().to_owned()));
+        }
+        match text.strip_prefix("-ERR") {
+            Some(rest) => Ok(Err(rest.trim_start().to_owned())),
+            None => bail!("neither +OK nor -ERR: {text:?}"),
+        }
+    }
+
+    /// The lines of a multi-line response, up to the dot line.
+    fn lines(&mut self, mut each: impl FnMut(&[u8])) -> anyhow::Result<()> {
+        loop {
+            self.read_line()?;
+            match self.line.as_slice() {
+                b"." => return Ok(()),
+                [b'.', rest @ ..] => each(rest),
+                line => each(line),
+            }
+        }
+    }
+
+    /// Reads one line into `self.line`, without its CRLF. A bare LF is an error: the bytes must be what was sent.
+    fn read_line(&mut self) -> anyhow::Result<()> {
+        self.line.clear();
+        self.stream
+            .by_ref()
+            .take(LINE_MAX)
+            .read_until(b'\n', &mut self.line)
+            .context("reading POP3")?;
+        if !self.line.ends_with(b"\r\n") {
+            ensure!(!self.line.is_empty(), "POP3 connection closed");
+            bail!("POP3 line of {} bytes not ended by CRLF", self.line.len());
+        }
+        self.line.truncate(self.line.len() - 2);
+        Ok(())
+    }
+}

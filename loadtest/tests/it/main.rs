@@ -1,0 +1,521 @@
+//! The load tool against a peer that is wrong on purpose: every fault must be seen, and nothing else.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod peer;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use loadtest::report::RunReport;
+use loadtest::run::{self, RunOptions, Senders, Watch};
+use loadtest::users::{self, User};
+use loadtest::verify::{self, Kind, VerifyOptions, VerifyReport};
+use peer::{Fault, Manner, Peer};
+
+fn some_users(count: usize) -> Vec<User> {
+    let lines: String = (0..count)
+        .map(|n| format!("user{n}@example.jp pw{n} login{n}\n"))
+        .collect();
+    users::parse(&lines).unwrap()
+}
+
+fn load(peer: &Peer, users: &[User], ledger: &Path) -> RunOptions {
+    RunOptions {
+        smtp: peer.smtp,
+        users: users.to_vec(),
+        messages: 100,
+        mix: "80:1K-10K,20:10K-60K".parse().unwrap(),
+        sessions: 4,
+        recipients_per_message: 2,
+        reconnect_on_error: true,
+        deadline: Some(Duration::from_secs(30)),
+        ledger: ledger.to_owned(),
+        seed: 1,
+        senders: Senders::Users,
+        timeout: Duration::from_secs(10),
+        progress: false,
+    }
+}
+
+fn sweep(peer: &Peer, users: &[User], ledger: &Path) -> VerifyOptions {
+    VerifyOptions {
+        ledger: ledger.to_owned(),
+        users: users.to_vec(),
+        pop3: peer.pop3,
+        wait: Duration::from_millis(200),
+        settle: Duration::from_millis(20),
+        delete: false,
+        sessions: 2,
+        timeout: Duration::from_secs(10),
+        progress: false,
+    }
+}
+
+/// 100 messages to two recipients each against a peer with that fault: what was sent, what the sweep says, how often
+/// the fault happened.
+fn against(manner: Manner) -> (RunReport, VerifyReport, u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = dir.path().join("ledger");
+    let users = some_users(7);
+    let peer = Peer::start(&users, manner);
+    let sent = run::run(&load(&peer, &users, &ledger), &Arc::default()).unwrap();
+    let found = verify::verify(&sweep(&peer, &users, &ledger)).unwrap();
+    (sent, found, peer.faults())
+}
+
+fn with(fault: Fault) -> (RunReport, VerifyReport, u64) {
+    against(Manner {
+        fault,
+        ..Manner::default()
+    })
+}
+
+/// That kind of offence, that often, and no other.
+fn only(found: &VerifyReport, kind: Kind, times: u64) {
+    assert!(times > 0, "the fault never happened");
+    let expected = [(kind, times)].into_iter().collect();
+    assert_eq!(found.counts, expected, "{found}");
+    assert!(!found.balanced());
+}
+
+#[test]
+fn a_right_peer_balances_with_and_without_pipelining() {
+    for pipelining in [true, false] {
+        let (sent, found, _) = against(Manner {
+            pipelining,
+            ..Manner::default()
+        });
+        assert!(found.balanced(), "{found}");
+        assert_eq!(
+            (sent.acknowledged, sent.recipients.ack, found.recipients.ack),
+            (100, 200, 200)
+        );
+        assert_eq!((found.mails, found.appeared), (200, 0));
+    }
+}
+
+#[test]
+fn a_lossy_peer_is_caught() {
+    let (_, found, faults) = with(Fault::Lose);
+    only(&found, Kind::Lost, faults * 2);
+    assert!(
+        found
+            .offences
+            .iter()
+            .all(|o| o.id.is_some() && o.who.ends_with("@example.jp"))
+    );
+}
+
+#[test]
+fn a_doubling_peer_is_caught() {
+    let (_, found, faults) = with(Fault::Double);
+    only(&found, Kind::Doubled, faults * 2);
+}
+
+#[test]
+fn changed_and_truncated_bytes_are_caught() {
+    for fault in [Fault::Corrupt, Fault::Truncate, Fault::WrongReturnPath] {
+        let (_, found, faults) = with(fault);
+        only(&found, Kind::Corrupted, faults * 2);
+    }
+}
+
+#[test]
+fn a_forged_mail_is_caught() {
+    let (_, found, faults) = with(Fault::Forge);
+    only(&found, Kind::Unknown, faults * 2);
+}
+
+#[test]
+fn a_copy_in_a_wrong_maildrop_is_caught_and_is_no_substitute() {
+    let (_, found, faults) = with(Fault::Misplace);
+    assert_eq!(
+        (found.count(Kind::Misplaced), found.count(Kind::Lost)),
+        (faults * 2, faults * 2),
+        "{found}"
+    );
+}
+
+#[test]
+fn no_reply_is_unknown_and_may_be_there_once_or_not() {
+    for (fault, appear) in [
+        (Fault::SilentStored, true),
+        (Fault::HalfReply, true),
+        (Fault::SilentDropped, false),
+    ] {
+        let (sent, found, faults) = with(fault);
+        assert!(found.balanced() && faults > 0, "{fault:?} {found}");
+        assert_eq!(
+            (sent.acknowledged, sent.recipients.unk),
+            (100, faults * 2),
+            "{fault:?}"
+        );
+        assert_eq!(
+            found.appeared,
+            if appear { faults * 2 } else { 0 },
+            "{fault:?}"
+        );
+    }
+    let (_, found, faults) = with(Fault::SilentDoubled);
+    only(&found, Kind::Doubled, faults * 2);
+}
+
+#[test]
+fn a_refused_message_must_not_be_there() {
+    let (sent, found, faults) = with(Fault::Ghost);
+    only(&found, Kind::Ghost, faults * 2);
+    // A permanent refusal is an answer: it is not tried again.
+    assert_eq!(
+        (sent.acknowledged, sent.attempts, sent.succeeded()),
+        (100 - faults, 100, false)
+    );
+    let (_, found, _) = with(Fault::Refuse);
+    assert!(found.balanced() && found.recipients.nak > 0, "{found}");
+}
+
+#[test]
+fn a_deferred_message_is_sent_again_under_a_new_id() {
+    let (sent, found, faults) = with(Fault::Defer);
+    assert!(found.balanced() && faults > 0, "{found}");
+    assert_eq!((sent.acknowledged, sent.attempts), (100, 100 + faults));
+    assert_eq!((found.recipients.unk, found.appeared), (faults * 2, 0));
+}
+
+#[test]
+fn half_a_message_must_not_be_there() {
+    let manner = Manner {
+        fault: Fault::StoreHalf,
+        every: 3,
+        ..Manner::default()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = dir.path().join("ledger");
+    let users = some_users(7);
+    let peer = Peer::start(&users, manner);
+    // So big that the kernel cannot take all of it while the peer reads only the beginning.
+    let options = RunOptions {
+        messages: 4,
+        sessions: 1,
+        mix: "12M".parse().unwrap(),
+        ..load(&peer, &users, &ledger)
+    };
+    let sent = run::run(&options, &Arc::default()).unwrap();
+    let found = verify::verify(&sweep(&peer, &users, &ledger)).unwrap();
+    assert!(sent.recipients.none > 0, "{sent}");
+    let ghosts = sent.recipients.none;
+    assert_eq!(
+        (found.count(Kind::Ghost), found.count(Kind::Corrupted)),
+        (ghosts, ghosts),
+        "{found}"
+    );
+}
+
+#[test]
+fn a_dsn_settles_a_recipient_and_both_are_one_too_many() {
+    let (_, found, faults) = with(Fault::Bounce);
+    assert!(found.balanced(), "{found}");
+    assert_eq!(found.dsns, faults * 2);
+    let (_, found, faults) = with(Fault::BounceAndKeep);
+    only(&found, Kind::Doubled, faults * 2);
+}
+
+#[test]
+fn unique_ids_must_stay() {
+    let (_, found, _) = against(Manner {
+        fickle_uids: true,
+        ..Manner::default()
+    });
+    assert!(found.count(Kind::Uidl) >= 7, "{found}");
+}
+
+#[test]
+fn an_unknown_recipient_is_refused_and_the_others_are_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = dir.path().join("ledger");
+    let users = some_users(3);
+    for pipelining in [true, false] {
+        let peer = Peer::start(
+            &users[..2],
+            Manner {
+                pipelining,
+                ..Manner::default()
+            },
+        );
+        let _ = std::fs::remove_file(&ledger);
+        let options = RunOptions {
+            senders: Senders::Null,
+            ..load(&peer, &users, &ledger)
+        };
+        let sent = run::run(&options, &Arc::default()).unwrap();
+        let found = verify::verify(&sweep(&peer, &users[..2], &ledger)).unwrap();
+        assert!(found.balanced(), "{found}");
+        assert_eq!(
+            (sent.acknowledged, sent.recipients.ack + sent.recipients.nak),
+            (100, 200)
+        );
+        assert!(sent.recipients.nak > 30, "{sent}");
+        // and a message none of whose recipients exists goes nowhere
+        let nobody = RunOptions {
+            users: users[2..].to_vec(),
+            recipients_per_message: 1,
+            ..options
+        };
+        let sent = run::run(&nobody, &Arc::default()).unwrap();
+        assert_eq!(
+            (sent.acknowledged, sent.recipients.nak, sent.connections),
+            (0, 100, 4)
+        );
+    }
+}
+
+#[test]
+fn the_peer_dies_under_load_and_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = dir.path().join("ledger");
+    let users = some_users(20);
+    let mut peer = Peer::start(&users, Manner::default());
+    let watch = Arc::new(Watch::default());
+    let options = RunOptions {
+        messages: 3000,
+        ..load(&peer, &users, &ledger)
+    };
+    let runner = std::thread::spawn({
+        let watch = watch.clone();
+        move || run::run(&options, &watch).unwrap()
+    });
+    for kill in 1..=5 {
+        while watch.acknowledged.load(Ordering::Relaxed) < kill * 200 {
+            std::thread::yield_now();
+        }
+        peer.down();
+        peer.up();
+    }
+    let sent = runner.join().unwrap();
+    assert_eq!(sent.acknowledged, 3000);
+    assert!(sent.connections > 4, "no session was opened again: {sent}");
+    let found = verify::verify(&sweep(&peer, &users, &ledger)).unwrap();
+    assert!(found.balanced(), "{found}");
+    assert_eq!(found.recipients.ack, 6000);
+}
+
+#[test]
+fn deleted_mail_is_remembered_and_must_not_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = dir.path().join("ledger");
+    let users = some_users(7);
+    let peer = Peer::start(
+        &users,
+        Manner {
+            fault: Fault::Bounce,
+            ..Manner::default()
+        },
+    );
+    run::run(&load(&peer, &users, &ledger), &Arc::default()).unwrap();
+    let deleting = VerifyOptions {
+        delete: true,
+        ..sweep(&peer, &users, &ledger)
+    };
+    let first = verify::verify(&deleting).unwrap();
+    assert!(first.balanced() && first.deleted == 200, "{first}");
+    // The maildrops are empty now; the ledger knows why.
+    let second = verify::verify(&deleting).unwrap();
+    assert!(second.balanced() && second.mails == 0, "{second}");
+    assert_eq!(second.recipients.ack, 200);
+    // More mail under the same ledger.
+    run::run(&load(&peer, &users, &ledger), &Arc::default()).unwrap();
+    let third = verify::verify(&deleting).unwrap();
+    assert!(
+        third.balanced() && third.recipients.ack == 400 && third.mails == 200,
+        "{third}"
+    );
+
+    let _ = std::fs::remove_file(&ledger);
+    let peer = Peer::start(
+        &users,
+        Manner {
+            keeps_deleted: true,
+            ..Manner::default()
+        },
+    );
+    run::run(&load(&peer, &users, &ledger), &Arc::default()).unwrap();
+    let found = verify::verify(&VerifyOptions {
+        delete: true,
+        ..sweep(&peer, &users, &ledger)
+    })
+    .unwrap();
+    assert!(
+        found.count(Kind::Uidl) == 7 && found.to_string().contains("came back"),
+        "{found}"
+    );
+}
+
+#[test]
+fn a_maildrop_that_cannot_be_read_is_no_proof() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = dir.path().join("ledger");
+    let users = some_users(3);
+    let mut peer = Peer::start(&users, Manner::default());
+    run::run(&load(&peer, &users, &ledger), &Arc::default()).unwrap();
+    let options = sweep(&peer, &users, &ledger);
+    peer.down();
+    let found = verify::verify(&options).unwrap();
+    assert_eq!(found.count(Kind::Unread), 3, "{found}");
+}
+
+/// The binary, as people run it.
+fn loadtest(arguments: &[&str]) -> (i32, String, String) {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_loadtest"))
+        .args(arguments)
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code().unwrap(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+#[test]
+fn the_command_line_tells_by_its_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (list, ldif, json, ledger) = (path("users"), path("ldif"), path("json"), path("ledger"));
+    let made = [
+        "users",
+        "--count",
+        "9",
+        "--domain",
+        "example.jp",
+        "--mbox",
+        "mbox1,mbox2",
+        "--ldif",
+        &ldif,
+    ];
+    let (code, _, error) = loadtest(&[&made[..], &["--users", &list]].concat());
+    assert_eq!(code, 0, "{error}");
+    let users = users::read(Path::new(&list)).unwrap();
+
+    for (fault, expected, line) in [
+        (
+            Fault::Nothing,
+            0,
+            "lost=0 doubled=0 unknown=0 corrupted=0 ack=60 unk=0 (appeared 0)",
+        ),
+        (
+            Fault::Lose,
+            1,
+            "lost=6 doubled=0 unknown=0 corrupted=0 ack=60",
+        ),
+        (
+            Fault::Double,
+            1,
+            "lost=0 doubled=6 unknown=0 corrupted=0 ack=60",
+        ),
+    ] {
+        let _ = std::fs::remove_file(&ledger);
+        let peer = Peer::start(
+            &users,
+            Manner {
+                fault,
+                ..Manner::default()
+            },
+        );
+        let (smtp, pop3) = (peer.smtp.to_string(), peer.pop3.to_string());
+        let run = [
+            "run",
+            "--smtp",
+            &smtp,
+            "--users",
+            &list,
+            "--messages",
+            "60",
+            "--size",
+            "2K",
+            "--sessions",
+            "3",
+        ];
+        let more = [
+            "--pop3", &pop3, "--ledger", &ledger, "--json", &json, "--wait", "0.2", "--settle", "0",
+        ];
+        let (code, text, error) = loadtest(&[&run[..], &more[..], &["--quiet"]].concat());
+        assert_eq!(code, expected, "{text}{error}");
+        assert!(
+            text.contains(line) && text.contains("size=2K sessions=3 users=9"),
+            "{text}"
+        );
+        assert_eq!(
+            text.contains("end to end: "),
+            fault == Fault::Nothing,
+            "{text}"
+        );
+        assert!(text.contains("DATA-to-250 ms: p50="), "{text}");
+        let report: RunReport = serde_json::from_slice(&std::fs::read(&json).unwrap()).unwrap();
+        assert_eq!(
+            (report.acknowledged, report.conditions.tls.as_str()),
+            (60, "none")
+        );
+
+        let again = [
+            "verify", "--ledger", &ledger, "--users", &list, "--pop3", &pop3, "--wait", "0",
+            "--quiet",
+        ];
+        let (code, text, _) = loadtest(&again);
+        assert_eq!(code, expected);
+        assert!(text.starts_with(line), "{text}");
+        assert_eq!(
+            text.lines().filter(|l| l.contains(": attempt=")).count(),
+            if expected == 0 { 0 } else { 6 }
+        );
+    }
+}
+
+#[test]
+fn the_command_line_refuses_other_hosts_and_bad_options() {
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("users");
+    std::fs::write(&list, "a@example.jp pw\n").unwrap();
+    let list = list.to_str().unwrap();
+    let (code, _, error) = loadtest(&[
+        "run",
+        "--smtp",
+        "192.0.2.1:25",
+        "--users",
+        list,
+        "--messages",
+        "1",
+    ]);
+    assert!(code == 1 && error.contains("not loopback"), "{error}");
+    let (code, _, error) = loadtest(&[
+        "run",
+        "--smtp",
+        "127.0.0.1:1",
+        "--users",
+        list,
+        "--messages",
+        "1",
+        "--size",
+        "x",
+    ]);
+    assert!(
+        code == 2 && error.contains("not a number of bytes"),
+        "{error}"
+    );
+    // nobody listens: no message, no rate, failure
+    let (code, text, _) = loadtest(&[
+        "run",
+        "--smtp",
+        "127.0.0.1:1",
+        "--users",
+        list,
+        "--messages",
+        "1",
+        "--quiet",
+    ]);
+    assert!(
+        code == 1 && text.contains("no rate of nothing") && !text.contains("messages/s"),
+        "{text}"
+    );
+}
