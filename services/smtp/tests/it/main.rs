@@ -1,0 +1,11 @@
+//! Dialogues with the server over in-memory streams, time paused. The edge is played by [`support::Edge`].
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod content;
+mod dialogue;
+mod limits;
+mod model;
+mod pipelining;
+mod support;
+mod tls;
+mod waiting;

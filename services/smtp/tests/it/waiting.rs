@@ -1,0 +1,131 @@
+//! Peers that keep us waiting, and a server that is told to stop.
+
+use crate::support::{Client, Rig};
+use hikyaku_smtp::backend::{Abort, End};
+use hikyaku_smtp::server::Tls;
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+#[tokio::test(start_paused = true)]
+async fn a_command_has_its_deadline_however_many_bytes_come() {
+    // B-150
+    let rig = Rig::new();
+    let (stream, task) = rig.start(Tls::Off);
+    let mut client = Client::new(stream);
+    client.hear("220 ").await;
+    let began = Instant::now();
+    for _ in 0..40 {
+        client.send("N").await;
+        sleep(Duration::from_secs(10)).await;
+    }
+    client.hear("421 4.4.2").await;
+    task.await.unwrap();
+    assert_eq!(rig.edge.ended(), [End::TimedOut]);
+    let (mut idle, began_idle) = (rig.connect(), Instant::now());
+    assert!(began.elapsed() >= Duration::from_secs(300));
+    idle.hear("220 ").await;
+    idle.hear("421 4.4.2").await;
+    assert_eq!(began_idle.elapsed(), Duration::from_secs(300));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_content_has_a_least_pace() {
+    // B-151
+    let rig = Rig::new();
+    let mut client = rig.connect();
+    client.up_to_data().await;
+    let began = Instant::now();
+    for _ in 0..59 {
+        client.send("x").await;
+        sleep(Duration::from_secs(1)).await;
+    }
+    assert!(rig.edge.aborted().is_empty());
+    client.send("x").await;
+    client.hear("421 4.4.2").await;
+    assert_eq!(began.elapsed(), Duration::from_secs(60));
+    assert_eq!(rig.edge.aborted(), [Abort::Disconnected]);
+
+    // 600 octets a second are enough, for as long as it takes
+    let mut client = rig.connect();
+    client.up_to_data().await;
+    for _ in 0..600 {
+        client.send(format!("{}\r\n", "x".repeat(598))).await;
+        sleep(Duration::from_secs(1)).await;
+    }
+    client.send(".\r\n").await;
+    client.hear("250 ").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_least_pace_each_block_has_its_deadline() {
+    let mut rig = Rig::new();
+    rig.options.data_rate_min = 0;
+    let mut client = rig.connect();
+    client.up_to_data().await;
+    for _ in 0..10 {
+        client.send("x").await;
+        sleep(Duration::from_secs(179)).await;
+    }
+    let began = Instant::now();
+    client.send("x").await;
+    client.hear("421 4.4.2").await;
+    assert_eq!(began.elapsed(), Duration::from_secs(180));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_is_left() {
+    // B-152
+    let rig = Rig::new();
+    let (stream, task) = rig.start(Tls::Off);
+    let (_reader, mut writer) = tokio::io::split(stream);
+    let began = Instant::now();
+    let pushing = tokio::spawn(async move {
+        let lines = "XYZZY\r\n".repeat(1000);
+        while tokio::io::AsyncWriteExt::write_all(&mut writer, lines.as_bytes())
+            .await
+            .is_ok()
+        {}
+        writer
+    });
+    task.await.unwrap();
+    assert!(
+        began.elapsed() <= Duration::from_secs(120),
+        "{:?}",
+        began.elapsed()
+    );
+    pushing.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_ends_the_idle_and_lets_a_content_finish() {
+    // C-8
+    let rig = Rig::new();
+    let (mut idle, mut open, mut busy) = (rig.connect(), rig.connect(), rig.connect());
+    idle.hear("220 ").await;
+    open.hear("220 ").await;
+    open.say("EHLO x", "250-").await;
+    open.say("MAIL FROM:<a@example.com>", "250 ").await;
+    busy.hear("220 ").await;
+    busy.say("EHLO x", "250-").await;
+    busy.say("MAIL FROM:<a@example.com>", "250 ").await;
+    busy.say("RCPT TO:<slow@example.jp>", "250 ").await;
+    busy.say("DATA", "354 ").await;
+    busy.send("half\r\n").await;
+    rig.drain.cancel();
+    for client in [&mut idle, &mut open] {
+        client.hear("421 4.3.2").await;
+        assert_eq!(client.reply().await, "closed");
+    }
+    sleep(Duration::from_secs(10)).await;
+    busy.send("the rest\r\n.\r\nMAIL FROM:<b@example.com>\r\n")
+        .await;
+    busy.hear("250 2.0.0").await;
+    busy.hear("421 4.3.2").await;
+    assert_eq!(busy.reply().await, "closed");
+    assert_eq!(rig.edge.contents(), ["half\r\nthe rest\r\n"]);
+    assert_eq!(rig.edge.aborted(), [Abort::Disconnected]);
+    let mut late = rig.connect();
+    late.hear("421 4.3.2").await;
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(rig.edge.ended(), [End::Drained; 4]);
+}
