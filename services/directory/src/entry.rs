@@ -105,26 +105,89 @@ pub struct Domains {
     pub errors: Vec<(u32, String)>,
 }
 
-/// What `record` is for us; `None` if it is nothing to do with mail.
-pub fn draft(record: &Record<'_>) -> Option<Draft> {
-    let classes = || named(record, &["objectclass"]).map(|class| class.value.to_ascii_lowercase());
-    let is_class = |names: &[&str]| classes().any(|class| names.iter().any(|name| name.as_bytes() == class));
-    if is_class(&["domainrelatedobject"]) {
-        return Some(Draft::Domains(domains(record)));
-    }
-    let has = |names: &[&str]| named(record, names).next().is_some();
-    let is_mail_group = is_class(&["inetmailgroup", "mailgroup", "nismailalias"]) || has(&MEMBER_ADDRESSES);
-    let is_recipient = is_class(&["inetlocalmailrecipient"])
-        || has(&["maillocaladdress", "mailroutingaddress", "mailhost"])
-        || is_mail_group;
-    let is_group = is_mail_group || is_class(&["groupofnames", "groupofuniquenames", "groupofmembers"]);
-    is_recipient.then(|| Draft::Recipient(Box::new(recipient(record, is_group))))
+/// The attributes of the profile.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Name {
+    AccountStatus,
+    AssociatedDomain,
+    EntryUuid,
+    MailHost,
+    MailLocalAddress,
+    MailQuotaSize,
+    MailRoutingAddress,
+    Member,
+    MemberAddress,
+    MemberErrorsTo,
+    ObjectClass,
+    Organization,
+    OrganizationalUnit,
+    Uid,
+    UserPassword,
 }
 
-const MEMBER_ADDRESSES: [&str; 2] = ["mgrprfc822mailmember", "rfc822mailmember"];
+impl Name {
+    /// The attribute with this name, in lower case; `None` for those that do not matter here.
+    fn parse(name: &str) -> Option<Name> {
+        Some(match name {
+            "accountstatus" => Name::AccountStatus,
+            "associateddomain" => Name::AssociatedDomain,
+            "entryuuid" => Name::EntryUuid,
+            "mailhost" => Name::MailHost,
+            "maillocaladdress" => Name::MailLocalAddress,
+            "mailquotasize" => Name::MailQuotaSize,
+            "mailroutingaddress" => Name::MailRoutingAddress,
+            "member" | "uniquemember" => Name::Member,
+            "mgrprfc822mailmember" | "rfc822mailmember" => Name::MemberAddress,
+            "mgrperrorsto" => Name::MemberErrorsTo,
+            "objectclass" => Name::ObjectClass,
+            "o" | "organizationname" => Name::Organization,
+            "ou" | "organizationalunitname" => Name::OrganizationalUnit,
+            "uid" | "userid" => Name::Uid,
+            "userpassword" => Name::UserPassword,
+            _ => return None,
+        })
+    }
+}
 
-fn named<'r, 'a>(record: &'r Record<'a>, names: &'r [&str]) -> impl Iterator<Item = &'r Attribute<'a>> {
-    record.attributes.iter().filter(move |attribute| names.contains(&attribute.name.as_str()))
+/// A record's attributes that matter here, in its order.
+struct Fields<'r, 'a> {
+    line: u32,
+    dn: &'r str,
+    list: Vec<(Name, &'r Attribute<'a>)>,
+}
+
+impl<'r, 'a> Fields<'r, 'a> {
+    fn named(&self, name: Name) -> impl Iterator<Item = &'r Attribute<'a>> {
+        self.list.iter().filter(move |(other, _)| *other == name).map(|(_, attribute)| *attribute)
+    }
+
+    fn has(&self, name: Name) -> bool {
+        self.named(name).next().is_some()
+    }
+
+    fn is_class(&self, classes: &[&str]) -> bool {
+        let is_one = |value: &[u8]| classes.iter().any(|class| value.eq_ignore_ascii_case(class.as_bytes()));
+        self.named(Name::ObjectClass).any(|class| is_one(class.value.trim_ascii()))
+    }
+}
+
+/// What `record` is for us; `None` if it is nothing to do with mail.
+pub fn draft(record: &Record<'_>) -> Option<Draft> {
+    let list = record.attributes.iter().filter_map(|attribute| Some((Name::parse(&attribute.name)?, attribute)));
+    let fields = Fields { line: record.line, dn: &record.dn, list: list.collect() };
+    if fields.is_class(&["domainRelatedObject"]) {
+        return Some(Draft::Domains(domains(&fields)));
+    }
+    let is_mail_group =
+        fields.has(Name::MemberAddress) || fields.is_class(&["inetMailGroup", "mailGroup", "nisMailAlias"]);
+    let is_recipient = is_mail_group
+        || [Name::MailLocalAddress, Name::MailRoutingAddress, Name::MailHost].iter().any(|&name| fields.has(name))
+        || fields.is_class(&["inetLocalMailRecipient"]);
+    if !is_recipient {
+        return None;
+    }
+    let is_group = is_mail_group || fields.is_class(&["groupOfNames", "groupOfUniqueNames", "groupOfMembers"]);
+    Some(Draft::Recipient(Box::new(recipient(&fields, is_group))))
 }
 
 /// The trimmed text of a value, which must not be empty, binary or have control characters.
@@ -140,13 +203,13 @@ type Complaints = Vec<(u32, String)>;
 
 /// The good values among `names`; the bad ones are complaints.
 fn values<T>(
-    record: &Record<'_>,
-    names: &[&str],
+    fields: &Fields<'_, '_>,
+    name: Name,
     complaints: &mut Complaints,
     parse: impl Fn(&str) -> Result<T, String>,
 ) -> Vec<T> {
     let mut good = Vec::new();
-    for attribute in named(record, names) {
+    for attribute in fields.named(name) {
         let value = text(attribute)
             .and_then(|text| parse(text).map_err(|what| format!("{}: {}: {what}", attribute.name, printable(text))));
         match value {
@@ -159,16 +222,16 @@ fn values<T>(
 
 /// The value of an attribute that may be there once.
 fn one<T>(
-    record: &Record<'_>,
-    name: &str,
+    fields: &Fields<'_, '_>,
+    name: Name,
     complaints: &mut Complaints,
     parse: impl Fn(&str) -> Result<T, String>,
 ) -> Option<T> {
-    if let Some(second) = named(record, &[name]).nth(1) {
-        complaints.push((second.line, format!("{name}: a second value, where one is allowed")));
+    if let Some(second) = fields.named(name).nth(1) {
+        complaints.push((second.line, format!("{}: a second value, where one is allowed", second.name)));
         return None;
     }
-    values(record, &[name], complaints, parse).pop()
+    values(fields, name, complaints, parse).pop()
 }
 
 fn mailbox(text: &str) -> Result<Mailbox, String> {
@@ -190,32 +253,35 @@ fn state(text: &str) -> Result<AccountState, String> {
 }
 
 /// RFC 4524 section 2: `associatedDomain`; the tenant is the organisation.
-fn domains(record: &Record<'_>) -> Domains {
+fn domains(fields: &Fields<'_, '_>) -> Domains {
     let mut errors = Vec::new();
-    let domains = values(record, &["associateddomain"], &mut errors, host);
-    let mail_host = one(record, "mailhost", &mut errors, host);
-    let name = |attribute: &str| named(record, &[attribute]).find_map(|value| text(value).ok().map(printable));
-    let tenant = name("o").or_else(|| name("ou")).or_else(|| domains.first().cloned()).unwrap_or_default();
+    let domains = values(fields, Name::AssociatedDomain, &mut errors, host);
+    let mail_host = one(fields, Name::MailHost, &mut errors, host);
+    let text_of = |name: Name| fields.named(name).find_map(|value| text(value).ok().map(printable));
+    let tenant = text_of(Name::Organization)
+        .or_else(|| text_of(Name::OrganizationalUnit))
+        .or_else(|| domains.first().cloned())
+        .unwrap_or_default();
     if domains.is_empty() {
-        errors.push((record.line, "domainRelatedObject without associatedDomain".to_owned()));
+        errors.push((fields.line, "domainRelatedObject without associatedDomain".to_owned()));
     }
-    Domains { line: record.line, dn: printable(&record.dn).into(), tenant, domains, mail_host, errors }
+    Domains { line: fields.line, dn: printable(fields.dn).into(), tenant, domains, mail_host, errors }
 }
 
-fn recipient(record: &Record<'_>, is_group: bool) -> Recipient {
+fn recipient(fields: &Fields<'_, '_>, is_group: bool) -> Recipient {
     let mut errors = Vec::new();
     let mut warnings = Vec::new();
-    let addresses = values(record, &["maillocaladdress"], &mut errors, mailbox);
+    let addresses = values(fields, Name::MailLocalAddress, &mut errors, mailbox);
     if addresses.is_empty() && errors.is_empty() {
-        errors.push((record.line, "no mailLocalAddress: mail can never reach this entry".to_owned()));
+        errors.push((fields.line, "no mailLocalAddress: mail can never reach this entry".to_owned()));
     }
-    let group = is_group.then(|| group(record, &mut errors));
-    let routing = one(record, "mailroutingaddress", &mut errors, mailbox);
+    let group = is_group.then(|| group(fields, &mut errors));
+    let routing = one(fields, Name::MailRoutingAddress, &mut errors, mailbox);
     if group.is_some() && routing.is_some() {
-        errors.push((record.line, "both a group and mailRoutingAddress".to_owned()));
+        errors.push((fields.line, "both a group and mailRoutingAddress".to_owned()));
     }
-    let mut passwords = values(record, &["userpassword"], &mut warnings, |text| Ok(text.into()));
-    for attribute in named(record, &["userpassword"]) {
+    let mut passwords = values(fields, Name::UserPassword, &mut warnings, |text| Ok(text.into()));
+    for attribute in fields.named(Name::UserPassword) {
         let stored = std::str::from_utf8(&attribute.value).unwrap_or_default().trim();
         if let Err(unusable) = password::check(stored) {
             // The value itself never appears: it may be the password.
@@ -223,35 +289,35 @@ fn recipient(record: &Record<'_>, is_group: bool) -> Recipient {
         }
     }
     if passwords.len() > PASSWORDS_MAX {
-        errors.push((record.line, format!("more than {PASSWORDS_MAX} userPassword values")));
+        errors.push((fields.line, format!("more than {PASSWORDS_MAX} userPassword values")));
         passwords.clear();
     }
     Recipient {
-        line: record.line,
-        dn: printable(&record.dn).into(),
-        id: one(record, "entryuuid", &mut errors, |text| {
+        line: fields.line,
+        dn: printable(fields.dn).into(),
+        id: one(fields, Name::EntryUuid, &mut errors, |text| {
             AccountId::from_str(&text.to_ascii_lowercase()).map_err(|error| error.to_string())
         }),
-        logins: values(record, &["uid"], &mut errors, |text| Ok(text.to_ascii_lowercase())),
+        logins: values(fields, Name::Uid, &mut errors, |text| Ok(text.to_ascii_lowercase())),
         addresses,
-        mail_host: one(record, "mailhost", &mut errors, host),
+        mail_host: one(fields, Name::MailHost, &mut errors, host),
         routing,
         passwords,
-        quota_bytes: one(record, "mailquotasize", &mut errors, |text| {
+        quota_bytes: one(fields, Name::MailQuotaSize, &mut errors, |text| {
             text.parse().map_err(|_| "expected a number of octets".to_owned())
         }),
-        state: one(record, "accountstatus", &mut errors, state).unwrap_or_default(),
+        state: one(fields, Name::AccountStatus, &mut errors, state).unwrap_or_default(),
         group,
         errors,
         warnings,
     }
 }
 
-fn group(record: &Record<'_>, errors: &mut Complaints) -> GroupDraft {
+fn group(fields: &Fields<'_, '_>, errors: &mut Complaints) -> GroupDraft {
     let mut members = Vec::new();
-    for attribute in &record.attributes {
-        let is_dn = matches!(attribute.name.as_str(), "member" | "uniquemember");
-        if !is_dn && !MEMBER_ADDRESSES.contains(&attribute.name.as_str()) {
+    for &(name, attribute) in &fields.list {
+        let is_dn = name == Name::Member;
+        if !is_dn && name != Name::MemberAddress {
             continue;
         }
         let member = text(attribute).and_then(|text| {
@@ -266,7 +332,8 @@ fn group(record: &Record<'_>, errors: &mut Complaints) -> GroupDraft {
             Err(what) => errors.push((attribute.line, what)),
         }
     }
-    let errors_to = one(record, "mgrperrorsto", errors, |text| mailbox(text.strip_prefix("mailto:").unwrap_or(text)));
+    let errors_to =
+        one(fields, Name::MemberErrorsTo, errors, |text| mailbox(text.strip_prefix("mailto:").unwrap_or(text)));
     GroupDraft { members, errors_to }
 }
 

@@ -10,6 +10,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::io::BufRead;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -166,10 +167,11 @@ impl<'a> Records<'a> {
         if self.rest.is_empty() {
             return None;
         }
-        let rest = self.rest;
-        let end = rest.iter().position(|&byte| byte == b'\n');
-        let taken = end.map_or(rest.len(), |end| end + 1);
-        let text = rest.get(..end.unwrap_or(rest.len())).unwrap_or_default();
+        let mut after = self.rest;
+        // Reading from a slice in memory cannot fail.
+        let taken = after.skip_until(b'\n').unwrap_or(self.rest.len());
+        let line = self.rest.get(..taken).unwrap_or_default();
+        let text = line.strip_suffix(b"\n").unwrap_or(line);
         self.octets_handled += taken as u64;
         Some((text.strip_suffix(b"\r").unwrap_or(text), taken))
     }

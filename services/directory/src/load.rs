@@ -477,7 +477,7 @@ impl Loader<'_> {
                     }
                 }
             };
-            if seen.insert(address_key(&member)) {
+            if seen.insert(member.clone()) {
                 members.push(member);
             }
         }

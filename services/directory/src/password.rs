@@ -268,14 +268,14 @@ mod tests {
     #[tokio::test]
     async fn one_of_several_passwords_is_enough_and_an_unknown_one_is_never_wrong() {
         let pool = Pool::new(PoolLimits::default());
-        let good: Box<str> = hash_ssha256(b"pw", b"salt").into();
-        let crypt: Box<str> = "{CRYPT}x".into();
-        let verdict = |stored: &[&Box<str>], password: &[u8]| {
-            pool.verify(stored.iter().map(|&s| s.clone()).collect(), password.to_vec())
+        let good = hash_ssha256(b"pw", b"salt");
+        let crypt = "{CRYPT}x";
+        let verdict = |stored: &[&str], password: &[u8]| {
+            pool.verify(stored.iter().map(|&s| s.into()).collect(), password.to_vec())
         };
-        assert_eq!(verdict(&[&crypt, &good], b"pw").await, Ok(Verdict::Right));
-        assert_eq!(verdict(&[&good, &crypt], b"pw").await, Ok(Verdict::Right));
-        assert_eq!(verdict(&[&good, &crypt], b"no").await, Ok(Verdict::Unknown));
+        assert_eq!(verdict(&[crypt, &good], b"pw").await, Ok(Verdict::Right));
+        assert_eq!(verdict(&[&good, crypt], b"pw").await, Ok(Verdict::Right));
+        assert_eq!(verdict(&[&good, crypt], b"no").await, Ok(Verdict::Unknown));
         assert_eq!(verdict(&[&good], b"no").await, Ok(Verdict::Wrong));
         assert_eq!(verdict(&[], b"no").await, Ok(Verdict::Wrong));
     }
