@@ -15,14 +15,16 @@
 //! * [`pop3`]: reads a maildrop
 //! * [`inspect`]: what a retrieved mail is: a copy, a DSN, or something nobody sent
 //! * [`equation`]: how many copies each outcome allows
-//! * [`verify`]: sweeps all mailboxes until the equation holds or time is up
+//! * [`verify`]: sweeps all mailboxes until the equation holds or time is up, and judges
+//! * [`readable`]: load, wait until all can be read, verify
 //! * [`report`], [`histogram`]: figures, with the conditions they were taken under
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 pub mod equation;
 pub mod histogram;
@@ -31,10 +33,12 @@ pub mod ledger;
 pub mod message;
 pub mod pop3;
 pub mod random;
+pub mod readable;
 pub mod report;
 pub mod run;
 pub mod size;
 pub mod smtp;
+mod sweep;
 pub mod users;
 pub mod verify;
 
@@ -58,6 +62,21 @@ pub fn loopback(host_port: &str) -> anyhow::Result<SocketAddr> {
         .or_else(|| addresses.first())
         .copied()
         .with_context(|| format!("{host_port} has no address"))
+}
+
+/// Connects, and sets `timeout` for every read and write.
+pub(crate) fn connect(server: SocketAddr, timeout: Duration) -> anyhow::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&server, timeout).context("connect")?;
+    // While a server restarts, a port of the ephemeral range can be connected to itself; kept, it would even keep the
+    // server from listening again.
+    ensure!(
+        stream.local_addr()? != server,
+        "connect: nobody but ourselves"
+    );
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(timeout))?;
+    stream.set_write_timeout(Some(timeout))?;
+    Ok(stream)
 }
 
 /// Unix milliseconds by the wall clock.

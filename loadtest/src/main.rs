@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use loadtest::run::{RunOptions, Senders, Watch};
 use loadtest::size::SizeMix;
 use loadtest::verify::VerifyOptions;
-use loadtest::{loopback, run, users, verify};
+use loadtest::{loopback, readable, run, users, verify};
 
 /// Sends mail by SMTP, keeps a ledger, and proves by POP3 that every acknowledged message is there exactly once.
 /// Talks to loopback addresses only.
@@ -188,7 +188,7 @@ fn command_run(args: &RunArgs) -> anyhow::Result<bool> {
     let report = match &args.pop3 {
         Some(pop3) => {
             let sweep = args.reading.options(ledger, users, pop3)?;
-            verify::run_and_verify(&options, &watch, &sweep)?
+            readable::run_and_verify(&options, &watch, &sweep)?
         }
         None => run::run(&options, &watch)?,
     };

@@ -41,10 +41,7 @@ impl Maildrop {
         password: &str,
         timeout: Duration,
     ) -> anyhow::Result<Maildrop> {
-        let stream = TcpStream::connect_timeout(&server, timeout).context("POP3 connect")?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(timeout))?;
-        stream.set_write_timeout(Some(timeout))?;
+        let stream = crate::connect(server, timeout).context("POP3")?;
         let stream = BufReader::with_capacity(64 << 10, stream);
         let mut drop = Maildrop {
             stream,

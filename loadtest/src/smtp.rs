@@ -59,10 +59,7 @@ pub struct Session {
 impl Session {
     /// Connects, reads the banner, says EHLO.
     pub fn open(server: SocketAddr, timeout: Duration) -> anyhow::Result<Session> {
-        let stream = TcpStream::connect_timeout(&server, timeout).context("connect")?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(timeout))?;
-        stream.set_write_timeout(Some(timeout))?;
+        let stream = crate::connect(server, timeout)?;
         let mut session = Session {
             stream: BufReader::with_capacity(8192, stream),
             pipelining: false,

@@ -1,33 +1,27 @@
-//! The sweep: reads all maildrops by POP3 and holds what is there against the ledger.
+//! The verdict: holds what is in the maildrops against the ledger.
 //!
 //! It goes on until every acknowledged message is found or time is up, waits a little for copies that come late, reads
-//! everything again over new logins (unique ids must be the same then), and only then judges. A mail is retrieved once;
-//! later passes retrieve what is new.
+//! everything again over new logins (unique ids must be the same then), and only then judges.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 
-use crate::equation::{Class, Verdict, judge};
-use crate::inspect::{Inspector, Mail};
-use crate::ledger::{AttemptId, Book, Event, Writer};
-use crate::pop3::Maildrop;
-use crate::report::{Classes, Readable};
+use crate::equation::{Verdict, judge};
+use crate::inspect::Mail;
+use crate::ledger::{AttemptId, Book};
+use crate::report::Classes;
+use crate::sweep::{PASS_EVERY, Sweep};
 use crate::users::User;
 
-/// Between two passes over maildrops that lack something.
-const PASS_EVERY: Duration = Duration::from_millis(100);
 /// The most offences listed; all are counted.
 const OFFENCES_MAX: usize = 1000;
-/// How often a deletion is tried again.
-const DELETE_TRIES: usize = 5;
 
 /// What to do.
 #[derive(Debug, Clone)]
@@ -121,7 +115,13 @@ impl VerifyReport {
         self.counts.get(&kind).copied().unwrap_or(0)
     }
 
-    fn offend(&mut self, kind: Kind, id: Option<AttemptId>, who: &str, detail: impl Into<String>) {
+    pub(crate) fn offend(
+        &mut self,
+        kind: Kind,
+        id: Option<AttemptId>,
+        who: &str,
+        detail: impl Into<String>,
+    ) {
         *self.counts.entry(kind).or_default() += 1;
         if self.offences.len() < OFFENCES_MAX {
             self.offences.push(Offence {
@@ -215,88 +215,6 @@ pub fn verify(options: &VerifyOptions) -> anyhow::Result<VerifyReport> {
     Ok(report)
 }
 
-/// Polls until all that was acknowledged can be read, without reading it. `began` is when the first message was sent.
-pub fn wait_readable(options: &VerifyOptions, began: Instant) -> anyhow::Result<Option<Readable>> {
-    ensure!(
-        options.pop3.ip().is_loopback(),
-        "{} is not loopback: refused",
-        options.pop3
-    );
-    let book = Book::read(&options.ledger)?;
-    let places = places(&options.users);
-    let mut expected: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
-    for attempt in book.attempts.values() {
-        for rcpt in attempt
-            .rcpts
-            .iter()
-            .filter(|r| r.class == Class::Ack && r.copies_collected == 0)
-        {
-            let Some(place) = places.get(&rcpt.address.to_ascii_lowercase()) else {
-                continue;
-            };
-            let (count, latest) = expected.entry(*place).or_default();
-            *count += 1;
-            *latest = attempt.order.max(*latest);
-        }
-    }
-    // The maildrops that got mail last are asked first: they are the ones that may lack some.
-    let mut todo: Vec<(u64, usize, u64)> = expected
-        .into_iter()
-        .map(|(p, (count, at))| (at, p, count))
-        .collect();
-    todo.sort_unstable_by(|a, b| b.cmp(a));
-    let deadline = Instant::now() + options.wait;
-    let (mut not_before, mut by) = (Duration::ZERO, Duration::ZERO);
-    while !todo.is_empty() {
-        if Instant::now() >= deadline {
-            return Ok(None);
-        }
-        let asked = parallel(options.sessions, &todo, |(_, place, count)| {
-            let user = &options.users[*place];
-            let asked = began.elapsed();
-            let complete =
-                Maildrop::open(options.pop3, &user.login, &user.password, options.timeout)
-                    .and_then(|mut maildrop| Ok((maildrop.count()?, maildrop.quit()?)))
-                    .is_ok_and(|(found, ())| found >= *count);
-            (complete, asked, began.elapsed())
-        });
-        let mut lacking = Vec::new();
-        for (entry, (complete, asked, answered)) in todo.into_iter().zip(asked) {
-            if complete {
-                by = by.max(answered);
-            } else {
-                not_before = not_before.max(asked);
-                lacking.push(entry);
-            }
-        }
-        todo = lacking;
-    }
-    Ok(Some(Readable {
-        not_before_s: not_before.as_secs_f64(),
-        by_s: by.as_secs_f64(),
-        rate: None,
-    }))
-}
-
-/// What is known about one maildrop.
-#[derive(Debug, Default)]
-struct Seen {
-    /// Unique ids in the order of the last login.
-    order: Vec<String>,
-    mails: BTreeMap<String, Mail>,
-    faults: Vec<String>,
-    /// Why the last login did not end well.
-    trouble: Option<String>,
-}
-
-struct Sweep<'a> {
-    options: &'a VerifyOptions,
-    book: &'a Book,
-    places: BTreeMap<String, usize>,
-    seen: Vec<Mutex<Seen>>,
-    mails: AtomicU64,
-}
-
 /// Copies and DSNs of one recipient of one attempt.
 #[derive(Debug, Clone, Copy, Default)]
 struct Found {
@@ -304,94 +222,7 @@ struct Found {
     dsns: u32,
 }
 
-fn places(users: &[User]) -> BTreeMap<String, usize> {
-    users
-        .iter()
-        .enumerate()
-        .map(|(place, user)| (user.address.to_ascii_lowercase(), place))
-        .collect()
-}
-
-impl<'a> Sweep<'a> {
-    fn new(options: &'a VerifyOptions, book: &'a Book) -> Sweep<'a> {
-        let seen = options.users.iter().map(|_| Mutex::default()).collect();
-        Sweep {
-            options,
-            book,
-            places: places(&options.users),
-            seen,
-            mails: AtomicU64::new(0),
-        }
-    }
-
-    /// Reads the maildrops of `todo`, several at a time.
-    fn pass(&self, todo: &[usize]) {
-        let began = Instant::now();
-        parallel(self.options.sessions, todo, |place| {
-            let Some(Ok(mut seen)) = self.seen.get(*place).map(Mutex::lock) else {
-                return;
-            };
-            seen.trouble = self
-                .read(&self.options.users[*place], &mut seen)
-                .err()
-                .map(|e| format!("{e:#}"));
-        });
-        if self.options.progress {
-            let mails = self.mails.load(Ordering::Relaxed);
-            eprintln!(
-                "{} maildrops in {:.2} s, {mails} mails so far",
-                todo.len(),
-                began.elapsed().as_secs_f64()
-            );
-        }
-    }
-
-    /// One login: compares the unique ids, retrieves what is new.
-    fn read(&self, user: &User, seen: &mut Seen) -> anyhow::Result<()> {
-        let options = self.options;
-        let mut maildrop =
-            Maildrop::open(options.pop3, &user.login, &user.password, options.timeout)?;
-        let listed = maildrop.uidl()?;
-        let mut unique = BTreeSet::new();
-        for entry in &listed {
-            if !unique.insert(entry.uid.as_str()) {
-                seen.faults
-                    .push(format!("unique id {:?} is there twice", entry.uid));
-            }
-        }
-        let mut later = listed.iter();
-        for uid in &seen.order {
-            if !later.any(|entry| entry.uid == *uid) {
-                seen.faults.push(format!(
-                    "unique id {uid:?} was there at the last login, and is gone or moved"
-                ));
-                break;
-            }
-        }
-        seen.order = listed.iter().map(|entry| entry.uid.clone()).collect();
-        let fresh: Vec<_> = listed
-            .iter()
-            .filter(|entry| !seen.mails.contains_key(&entry.uid))
-            .collect();
-        let numbers: Vec<u32> = fresh.iter().map(|entry| entry.number).collect();
-        let mut state = (Inspector::default(), BTreeMap::new());
-        maildrop.retrieve(
-            &numbers,
-            &mut state,
-            |(inspector, _), _, line| inspector.line(line),
-            |(inspector, mails), at| {
-                let mail = std::mem::take(inspector).finish();
-                mails.insert(fresh[at].uid.clone(), mail);
-                self.mails.fetch_add(1, Ordering::Relaxed);
-            },
-        )?;
-        maildrop.quit()?;
-        // Only a session that ended in order is believed: out of step, it would take one mail for another.
-        let (_, mut mails) = state;
-        seen.mails.append(&mut mails);
-        Ok(())
-    }
-
+impl Sweep<'_> {
     /// Holds what was seen against the ledger. Also names the maildrops worth reading again.
     fn judge(&self) -> (VerifyReport, Vec<usize>) {
         let mut report = VerifyReport {
@@ -536,157 +367,4 @@ impl<'a> Sweep<'a> {
             }
         }
     }
-
-    /// Empties the maildrops of what was read, and notes it in the ledger so that it can never come back unseen.
-    fn delete(&self, report: &mut VerifyReport) -> anyhow::Result<()> {
-        let all: Vec<usize> = (0..self.options.users.len()).collect();
-        let ledger = Writer::open(&self.options.ledger, 0)?;
-        let outcomes = parallel(self.options.sessions, &all, |place| {
-            let user = &self.options.users[*place];
-            let Some(Ok(seen)) = self.seen.get(*place).map(Mutex::lock) else {
-                return Ok(0);
-            };
-            if seen.mails.is_empty() {
-                return Ok(0);
-            }
-            self.delete_all(user, &seen.mails)?;
-            for mail in seen.mails.values() {
-                let (id, rcpts, dsn) = match mail {
-                    Mail::Copy { id, .. } => (*id, vec![user.address.as_str()], false),
-                    Mail::Dsn { id, failed } => {
-                        (*id, failed.iter().map(String::as_str).collect(), true)
-                    }
-                    Mail::Stranger => continue,
-                };
-                let Some(attempt) = self.book.attempts.get(&id) else {
-                    continue;
-                };
-                for rcpt in rcpts {
-                    let as_sent = attempt
-                        .rcpts
-                        .iter()
-                        .find(|r| r.address.eq_ignore_ascii_case(rcpt));
-                    if let Some(as_sent) = as_sent {
-                        ledger.append(&Event::Collected {
-                            id,
-                            rcpt: as_sent.address.clone(),
-                            dsn,
-                        })?;
-                    }
-                }
-            }
-            anyhow::Ok(seen.mails.len() as u64)
-        });
-        ledger.sync()?;
-        for (outcome, user) in outcomes.into_iter().zip(&self.options.users) {
-            match outcome {
-                Ok(count) => report.deleted += count,
-                Err(error) => report.offend(Kind::Uidl, None, &user.address, format!("{error:#}")),
-            }
-        }
-        Ok(())
-    }
-
-    /// Deletes until a new login shows that it is so. A QUIT whose answer was lost may have done its work.
-    fn delete_all(&self, user: &User, mails: &BTreeMap<String, Mail>) -> anyhow::Result<()> {
-        let mut tried = 0;
-        let mut quit_answered = false;
-        loop {
-            let once = || -> anyhow::Result<usize> {
-                let options = self.options;
-                let mut maildrop =
-                    Maildrop::open(options.pop3, &user.login, &user.password, options.timeout)?;
-                let mut listed = maildrop.uidl()?;
-                listed.retain(|entry| mails.contains_key(&entry.uid));
-                maildrop.delete(&listed.iter().map(|entry| entry.number).collect::<Vec<_>>())?;
-                maildrop.quit()?;
-                Ok(listed.len())
-            };
-            match once() {
-                Ok(0) => return Ok(()),
-                Ok(left) => {
-                    ensure!(
-                        !quit_answered,
-                        "{left} mails came back after QUIT had confirmed their deletion"
-                    );
-                    quit_answered = true;
-                }
-                Err(error) if tried >= DELETE_TRIES => return Err(error.context("deleting")),
-                Err(_) => {
-                    tried += 1;
-                    std::thread::sleep(PASS_EVERY);
-                }
-            }
-        }
-    }
-}
-
-/// Does `work` on each item, in `threads` threads; the results are in the order of the items.
-fn parallel<I: Sync, O: Send>(
-    threads: usize,
-    items: &[I],
-    work: impl Fn(&I) -> O + Sync,
-) -> Vec<O> {
-    let next = AtomicUsize::new(0);
-    let results: Vec<Mutex<Option<O>>> = items.iter().map(|_| Mutex::new(None)).collect();
-    std::thread::scope(|scope| {
-        for _ in 0..threads.clamp(1, items.len().max(1)) {
-            scope.spawn(|| {
-                loop {
-                    let at = next.fetch_add(1, Ordering::Relaxed);
-                    let (Some(item), Some(result)) = (items.get(at), results.get(at)) else {
-                        return;
-                    };
-                    let output = work(item);
-                    if let Ok(mut result) = result.lock() {
-                        *result = Some(output);
-                    }
-                }
-            });
-        }
-    });
-    results
-        .into_iter()
-        .filter_map(|r| r.into_inner().ok().flatten())
-        .collect()
-}
-
-/// Load, then wait, then sweep: what `run --pop3` does.
-pub fn run_and_verify(
-    run: &crate::run::RunOptions,
-    watch: &std::sync::Arc<crate::run::Watch>,
-    verify_options: &VerifyOptions,
-) -> anyhow::Result<crate::report::RunReport> {
-    let began = Instant::now();
-    let mut report = crate::run::run(run, watch)?;
-    let readable = wait_readable(verify_options, began)?;
-    let sweep = verify(verify_options).context("verifying")?;
-    let acknowledged = report.acknowledged;
-    let copies = report.recipients.ack;
-    let why = if !sweep.balanced() {
-        Some("the ledger does not balance".to_owned())
-    } else if report.recipients.unk > 0 || sweep.dsns > 0 {
-        // A maildrop is seen complete by the number of its mails; these would be counted for others.
-        Some(format!(
-            "{} outcomes unknown, {} DSNs",
-            report.recipients.unk, sweep.dsns
-        ))
-    } else {
-        None
-    };
-    match (readable, why) {
-        (_, Some(why)) => report.withheld.push(format!("end-to-end rate: {why}")),
-        (None, None) => report.withheld.push(format!(
-            "end-to-end rate: {copies} copies were not readable in time"
-        )),
-        (Some(mut readable), None) => {
-            match report.conditions.rate(acknowledged, readable.by_s) {
-                Ok(rate) => readable.rate = Some(rate),
-                Err(why) => report.withheld.push(format!("end-to-end rate: {why}")),
-            }
-            report.readable = Some(readable);
-        }
-    }
-    report.verify = Some(sweep);
-    Ok(report)
 }

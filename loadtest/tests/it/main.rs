@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use loadtest::equation::Class;
+use loadtest::ledger::Book;
 use loadtest::report::RunReport;
 use loadtest::run::{self, RunOptions, Senders, Watch};
 use loadtest::users::{self, User};
@@ -362,6 +364,50 @@ fn a_maildrop_that_cannot_be_read_is_no_proof() {
     peer.down();
     let found = verify::verify(&options).unwrap();
     assert_eq!(found.count(Kind::Unread), 3, "{found}");
+}
+
+#[test]
+fn the_attempt_is_in_the_ledger_before_the_dot_and_the_outcome_right_after_the_reply() {
+    use std::io::{BufRead, Write};
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = dir.path().join("ledger");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let users = some_users(1);
+    let options = RunOptions {
+        smtp: listener.local_addr().unwrap(),
+        users: users.clone(),
+        messages: 1,
+        sessions: 1,
+        recipients_per_message: 1,
+        ledger: ledger.clone(),
+        // the address is a stand-in: it is replaced above
+        ..load(&Peer::start(&users, Manner::default()), &users, &ledger)
+    };
+    let runner = std::thread::spawn(move || run::run(&options, &Arc::default()).unwrap());
+    let (mut out, _) = listener.accept().unwrap();
+    let mut lines = std::io::BufReader::new(out.try_clone().unwrap()).lines();
+    let mut until = |end: &str| while lines.next().unwrap().unwrap() != end {};
+    let class = || {
+        Book::read(&ledger)
+            .unwrap()
+            .attempts
+            .values()
+            .map(|a| a.rcpts[0].class)
+            .collect::<Vec<_>>()
+    };
+    out.write_all(b"220 hello\r\n").unwrap();
+    until("EHLO [127.0.0.1]");
+    out.write_all(b"250-hello\r\n250 PIPELINING\r\n").unwrap();
+    until("DATA");
+    assert_eq!(class(), []);
+    out.write_all(b"250 ok\r\n250 ok\r\n354 go\r\n").unwrap();
+    until(".");
+    assert_eq!(class(), [Class::Unk]);
+    out.write_all(b"250 queued\r\n").unwrap();
+    until("QUIT");
+    assert_eq!(class(), [Class::Ack]);
+    out.write_all(b"221 bye\r\n").unwrap();
+    assert_eq!(runner.join().unwrap().acknowledged, 1);
 }
 
 /// The binary, as people run it.

@@ -72,7 +72,9 @@ struct Inner {
     faults: AtomicU64,
     state: Mutex<State>,
     up: AtomicBool,
-    open: Mutex<Vec<TcpStream>>,
+    /// Connections by number, to be cut when the peer goes down.
+    open: Mutex<BTreeMap<u64, TcpStream>>,
+    connections: AtomicU64,
 }
 
 pub struct Peer {
@@ -117,6 +119,7 @@ impl Peer {
             state: Mutex::default(),
             up: AtomicBool::new(false),
             open: Mutex::default(),
+            connections: AtomicU64::new(0),
         });
         let mut peer = Peer {
             inner,
@@ -144,7 +147,7 @@ impl Peer {
         for thread in self.threads.drain(..) {
             thread.join().unwrap();
         }
-        for stream in self.inner.open.lock().unwrap().drain(..) {
+        for stream in std::mem::take(&mut *self.inner.open.lock().unwrap()).into_values() {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
@@ -169,12 +172,14 @@ impl Peer {
                     return;
                 }
                 stream.set_nodelay(true).unwrap();
-                inner.open.lock().unwrap().push(stream.try_clone().unwrap());
+                let number = inner.connections.fetch_add(1, Ordering::SeqCst);
+                let cut = stream.try_clone().unwrap();
+                inner.open.lock().unwrap().insert(number, cut);
                 let inner = inner.clone();
                 std::thread::spawn(move || {
-                    let closing = stream.try_clone().unwrap();
                     let _ = serve(&inner, stream);
-                    let _ = closing.shutdown(Shutdown::Both);
+                    // The last handle closes the connection; what lies unread in it makes that a reset.
+                    inner.open.lock().unwrap().remove(&number);
                 });
             }
         }));
