@@ -10,8 +10,10 @@ use futures_util::future::{BoxFuture, FutureExt, ready};
 use hikyaku_mail::id::AccountId;
 use hikyaku_mail::path::Mailbox;
 
-use crate::load::{Finding, Settings, load};
+use crate::finding::Finding;
+use crate::load::load;
 use crate::password::{PASSWORD_BYTES_MAX, Pool, PoolLimits, Verdict};
+use crate::settings::Settings;
 use crate::table::{LoginAccount, Table};
 use crate::{Account, Directory, LoginError, Resolution, Unavailable};
 

@@ -10,8 +10,10 @@
 //!
 //! # Layout
 //! * [`ldif_directory`]: a directory held in memory from one LDIF file, swapped whole at reload
+//! * [`settings`]: what the site adds
 //! * [`entry`]: what one LDIF record says, in the words of the inetLocalMailRecipient profile
 //! * [`load`]: the whole file into a [`table::Table`], with its findings
+//! * [`finding`]: what is wrong with a file
 //! * [`table`]: the decision for one address (truth table), login names, accounts
 //! * [`ldif`]: RFC 2849 records
 //! * [`password`]: verifying and making stored passwords, in a bounded pool
@@ -31,10 +33,12 @@ use hikyaku_mail::reply::Reply;
 pub mod contract;
 pub mod entry;
 pub mod explain;
+pub mod finding;
 pub mod ldif;
 pub mod ldif_directory;
 pub mod load;
 pub mod password;
+pub mod settings;
 pub mod table;
 
 /// Who recipients are and who may log in.

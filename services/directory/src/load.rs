@@ -7,96 +7,24 @@
 
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fmt;
 use std::sync::Arc;
 
-use hikyaku_mail::path::{Mailbox, normal_domain};
+use hikyaku_mail::path::normal_domain;
 
 use crate::entry::{Domains, Draft, GroupDraft, MemberDraft, Recipient, draft, normal_dn, printable};
+use crate::finding::{Finding, Findings, Severity};
 use crate::ldif;
 use crate::password;
+use crate::settings::Settings;
 use crate::table::{DomainOwner, Entry, Group, Host, Owner, ROLES, Table, Tenant, address_key};
 use crate::{Decision, Rule};
-
-/// What the site adds to the file.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The names of our mboxes: a `mailHost` that is none of them is foreign.
-    pub mboxes: Vec<String>,
-    /// The mbox of users without `mailHost` whose tenant names none; without it they are unknown.
-    pub default_mbox: Option<String>,
-    /// The domain of `<postmaster>`; must be in the directory.
-    pub default_domain: String,
-    /// Who reads mail for role addresses that have no entry.
-    pub postmaster: Option<Mailbox>,
-    /// Cuts `user+detail`; `None` switches subaddressing off.
-    pub recipient_delimiter: Option<char>,
-    /// Bounds on the file.
-    pub limits: ldif::Limits,
-    /// Mailboxes, aliases, forwards, groups and domain entries.
-    pub entries_max: usize,
-    /// Findings that are listed; the rest is counted.
-    pub findings_max: usize,
-}
-
-impl Settings {
-    /// Everything else at its default.
-    pub fn new(mboxes: &[&str], default_domain: &str) -> Settings {
-        Settings {
-            mboxes: mboxes.iter().map(|&mbox| mbox.to_owned()).collect(),
-            default_mbox: None,
-            default_domain: default_domain.to_owned(),
-            postmaster: None,
-            recipient_delimiter: Some('+'),
-            limits: ldif::Limits::default(),
-            entries_max: 20_000_000,
-            findings_max: 1000,
-        }
-    }
-}
-
-/// How bad a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
-    /// Works, and is probably not what was meant.
-    Warning,
-    /// Refuses the file, or makes an entry, an address or a login unavailable.
-    Error,
-}
-
-/// Something wrong with the file, for `hikyaku check` and the log. Printable, on one line, without secrets.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Finding {
-    /// From 1; 0 is about the settings or the file as a whole.
-    pub line: u32,
-    /// The entry, if it is about one.
-    pub dn: Option<String>,
-    /// What is wrong.
-    pub what: String,
-    /// How bad.
-    pub severity: Severity,
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.line > 0 {
-            write!(f, "line {}: ", self.line)?;
-        }
-        f.write_str(if self.severity == Severity::Error { "error: " } else { "warning: " })?;
-        if let Some(dn) = &self.dn {
-            write!(f, "{dn}: ")?;
-        }
-        f.write_str(&self.what)
-    }
-}
 
 /// The directory in `input`, or why the file as a whole cannot be used. What is wrong with single entries is in
 /// [`Table::findings`].
 pub fn load(input: &[u8], settings: &Settings) -> Result<Table, Vec<Finding>> {
     let mut loader = Loader {
         settings,
-        findings: Vec::new(),
-        left_out: 0,
+        findings: Findings::new(settings.findings_max),
         recipients: Vec::new(),
         domain_entries: Vec::new(),
         broken: BTreeMap::new(),
@@ -104,15 +32,14 @@ pub fn load(input: &[u8], settings: &Settings) -> Result<Table, Vec<Finding>> {
         dns: HashMap::new(),
     };
     if loader.read(input).is_none() {
-        return Err(loader.finish_findings());
+        return Err(loader.findings.finish());
     }
     loader.table()
 }
 
 struct Loader<'s> {
     settings: &'s Settings,
-    findings: Vec<Finding>,
-    left_out: usize,
+    findings: Findings,
     recipients: Vec<Recipient>,
     domain_entries: Vec<Domains>,
     broken: BTreeMap<u32, Box<str>>,
@@ -124,27 +51,11 @@ struct Loader<'s> {
 
 impl Loader<'_> {
     fn find(&mut self, severity: Severity, line: u32, dn: Option<&str>, what: impl Into<String>) {
-        if self.findings.len() >= self.settings.findings_max {
-            self.left_out += 1;
-            return;
-        }
-        self.findings.push(Finding { line, dn: dn.map(str::to_owned), what: what.into(), severity });
+        self.findings.find(severity, line, dn, what);
     }
 
-    /// The whole file is refused.
     fn refuse(&mut self, line: u32, what: impl Into<String>) {
-        // Never left out: without it nobody would know why nothing starts.
-        self.findings.push(Finding { line, dn: None, what: what.into(), severity: Severity::Error });
-    }
-
-    fn finish_findings(&mut self) -> Vec<Finding> {
-        let mut findings = std::mem::take(&mut self.findings);
-        findings.sort();
-        if self.left_out > 0 {
-            let what = format!("{} more findings are not listed", self.left_out);
-            findings.push(Finding { line: 0, dn: None, what, severity: Severity::Error });
-        }
-        findings
+        self.findings.refuse(line, what);
     }
 
     /// The entry is unusable, for this reason.
@@ -218,17 +129,17 @@ impl Loader<'_> {
         let (tenants, domains) = self.domains(&mboxes, default_mbox.flatten());
         let Ok(default_domain) = normal_domain(&self.settings.default_domain) else {
             self.refuse(0, format!("default domain {}: not a domain", printable(&self.settings.default_domain)));
-            return Err(self.finish_findings());
+            return Err(self.findings.finish());
         };
         if !domains.contains_key(&default_domain) {
             self.refuse(0, format!("no domainRelatedObject entry hosts the default domain {default_domain}"));
         }
         let Ok(postmaster) = format!("postmaster@{default_domain}").parse() else {
             self.refuse(0, "the default domain is too long");
-            return Err(self.finish_findings());
+            return Err(self.findings.finish());
         };
-        if self.findings.iter().any(|finding| finding.line == 0 && finding.severity == Severity::Error) {
-            return Err(self.finish_findings());
+        if self.findings.refuses() {
+            return Err(self.findings.finish());
         }
         let tenant_of = self.judge_each(&domains);
         self.judge_ids();
@@ -522,7 +433,7 @@ impl Loader<'_> {
         self.judge_decisions(table, &lines);
         index_ids(table);
         self.judge_roles(table);
-        table.findings = self.finish_findings();
+        table.findings = self.findings.finish();
     }
 
     /// A mailbox needs an id, and a target of ours should lead somewhere.

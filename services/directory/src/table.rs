@@ -11,7 +11,8 @@ use std::sync::Arc;
 use hikyaku_mail::id::AccountId;
 use hikyaku_mail::path::Mailbox;
 
-use crate::load::{Finding, Settings};
+use crate::finding::Finding;
+use crate::settings::Settings;
 use crate::{Account, AccountState, Decision, Resolution, Rule, Unavailable};
 
 /// Role addresses (RFC 2142, RFC 5321 section 4.5.1) that reach the site's postmaster when no entry has them.

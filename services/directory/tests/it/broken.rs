@@ -1,7 +1,9 @@
 //! A broken entry is an error of `check` and tempfails alone; a broken file is refused.
 
-use hikyaku_directory::load::Severity;
+use hikyaku_directory::finding::Severity;
 use hikyaku_directory::{Directory, LoginError};
+
+use proptest::prelude::{any, prop, prop_assert, proptest};
 
 use crate::{DOMAIN, ROOT, decision, file, lines, load, resolve, user};
 
@@ -137,7 +139,7 @@ fn a_broken_file_is_refused_with_its_line() {
 
 #[test]
 fn settings_that_contradict_the_file_are_refused() {
-    let load = |change: fn(&mut hikyaku_directory::load::Settings)| {
+    let load = |change: fn(&mut hikyaku_directory::settings::Settings)| {
         let mut settings = crate::settings();
         change(&mut settings);
         hikyaku_directory::load::load(file("").as_bytes(), &settings)
@@ -159,7 +161,7 @@ fn settings_that_contradict_the_file_are_refused() {
 async fn postmaster_must_reach_somebody() {
     let mut settings = crate::settings();
     settings.postmaster = None;
-    let table = |settings: &hikyaku_directory::load::Settings, text: &str| {
+    let table = |settings: &hikyaku_directory::settings::Settings, text: &str| {
         hikyaku_directory::load::load(text.as_bytes(), settings).unwrap()
     };
     let nobody = table(&settings, &file(""));
@@ -195,4 +197,53 @@ async fn a_target_that_leads_nowhere_is_a_warning() {
     let found = lines(directory.table().findings());
     assert_eq!(found, ["line 12: warning: cn=a: gone@example.jp: no entry has this address"]);
     assert!(resolve(&directory, "a@example.jp").await.is_ok());
+}
+
+/// What a slip of the hand does to one line of an entry: never another valid value.
+fn slip(entry: &str, line: usize, how: usize) -> String {
+    let mut lines: Vec<String> = entry.trim_end().lines().map(str::to_owned).collect();
+    let name = lines[line].split(':').next().unwrap().to_owned();
+    match how {
+        0 => drop(lines.remove(line)),
+        1 => lines.insert(line, lines[line].clone()),
+        2 => lines[line] = format!("{name}: "),
+        3 => lines[line] = format!("{name}: a b@@ c"),
+        4 => lines[line] = format!("{name}:: AAEC/w=="),
+        _ => lines[line] = format!("x{}", lines[line]),
+    }
+    lines.join("\n") + "\n\n"
+}
+
+proptest! {
+    #[test]
+    fn a_slip_in_one_entry_refuses_nobody(line in 1usize..5, how in 0usize..6, first in any::<bool>()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let slipped = slip(&user("a"), line, how);
+        let (before, after) = if first { (slipped, user("b")) } else { (user("b"), slipped) };
+        let directory = load(&file(&[before, after, user("c")].concat())).unwrap();
+        let answer = runtime.block_on(decision(&directory, "a@example.jp"));
+        // Without its mailHost the tenant has no default mbox for it: that is a decision, not a slip that can be seen.
+        let is_decision = name_of(line) == "mailHost" && matches!(how, 0 | 5);
+        let fits = answer == "unavailable" || answer == "mbox mbox1, account id-a" || is_decision;
+        prop_assert!(fits, "{answer}");
+        for other in ["b", "c", "root"] {
+            let answer = runtime.block_on(decision(&directory, &format!("{other}@example.jp")));
+            prop_assert!(answer == format!("mbox mbox1, account id-{other}"), "{other}: {answer}");
+        }
+    }
+
+    #[test]
+    fn any_octets_load_or_are_refused_with_a_reason(noise in prop::collection::vec(any::<u8>(), 0..80), at in 0usize..400) {
+        let mut text = file(&[user("a"), user("b")].concat()).into_bytes();
+        let at = at.min(text.len());
+        text.splice(at..at, noise);
+        match hikyaku_directory::load::load(&text, &crate::settings()) {
+            Ok(table) => prop_assert!(table.resolve(&crate::mailbox("a@example.jp")).is_ok() || !table.findings().is_empty()),
+            Err(findings) => prop_assert!(!findings.is_empty()),
+        }
+    }
+}
+
+fn name_of(line: usize) -> &'static str {
+    ["dn", "uid", "entryUUID", "mailLocalAddress", "mailHost"][line]
 }

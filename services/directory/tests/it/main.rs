@@ -7,9 +7,10 @@ mod explain;
 mod reload;
 mod scale;
 
+use hikyaku_directory::finding::Finding;
 use hikyaku_directory::ldif_directory::LdifDirectory;
-use hikyaku_directory::load::{Finding, Settings};
 use hikyaku_directory::password::PoolLimits;
+use hikyaku_directory::settings::Settings;
 use hikyaku_directory::{Directory, Resolution, Unavailable};
 use hikyaku_mail::path::Mailbox;
 

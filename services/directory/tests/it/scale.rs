@@ -31,7 +31,7 @@ fn resident_kib() -> u64 {
 async fn load_and_look_up(count: usize) {
     let text = many(count);
     let before = resident_kib();
-    let start = std::time::Instant::now();
+    let start = tokio::time::Instant::now();
     let directory = load(&text).unwrap();
     let took = start.elapsed();
     let octets = (resident_kib().saturating_sub(before)) * 1024 / count as u64;
