@@ -1,0 +1,218 @@
+//! What services read of a mailbox shard, from a snapshot: never from a state half applied.
+
+use hikyaku_engine::Snapshot;
+use hikyaku_proto::v1::stored_account::Phase;
+use hikyaku_proto::v1::{
+    AccountState, StoredAccount, StoredBody, StoredMailbox, StoredMessage, StoredTenant,
+};
+use prost::Message;
+
+use crate::key::{self, Parts};
+use crate::{StoreError, mailbox};
+
+/// What an account is to somebody who wants its mail.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Account {
+    /// Never opened here, or emptied since.
+    Absent,
+    /// Being restored or purged: in a moment it is something else.
+    Busy,
+    /// Here.
+    Open(StoredAccount),
+}
+
+impl Account {
+    /// Whether its owner may log in.
+    pub fn takes_logins(&self) -> bool {
+        matches!(self, Account::Open(account) if account.state() == AccountState::Active)
+    }
+}
+
+/// The account `id`.
+///
+/// # Errors
+/// [`StoreError`]
+pub fn account(snapshot: &dyn Snapshot, id: &str) -> Result<Account, StoreError> {
+    let stored: Option<StoredAccount> = decoded(snapshot, &key::account(id), "an account")?;
+    Ok(match stored {
+        Some(stored) if stored.phase() == Phase::Open => Account::Open(stored),
+        Some(stored) if matches!(stored.phase(), Phase::Staging | Phase::Purging) => Account::Busy,
+        _ => Account::Absent,
+    })
+}
+
+/// A mailbox of an account.
+///
+/// # Errors
+/// [`StoreError`]
+pub fn mailbox(
+    snapshot: &dyn Snapshot,
+    id: &str,
+    mailbox_id: u64,
+) -> Result<Option<StoredMailbox>, StoreError> {
+    decoded(snapshot, &key::mailbox(id, mailbox_id), "a mailbox")
+}
+
+/// The id of the mailbox called `name`, if there is one.
+///
+/// # Errors
+/// [`StoreError`]
+pub fn mailbox_id(
+    snapshot: &dyn Snapshot,
+    id: &str,
+    name: &str,
+) -> Result<Option<u64>, StoreError> {
+    let Some(name) = mailbox::canonical_name(name) else {
+        return Ok(None);
+    };
+    match snapshot.get(&key::name(id, &name))? {
+        Some(number) => mailbox::decode_id(&number).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// All mailboxes of an account, by id.
+///
+/// # Errors
+/// [`StoreError`]
+pub fn mailboxes(
+    snapshot: &dyn Snapshot,
+    id: &str,
+) -> Result<Vec<(u64, StoredMailbox)>, StoreError> {
+    let prefix = key::of_account(b'x', id);
+    let pairs = snapshot.scan(&prefix, &prefix, mailbox::MAILBOXES_MAX as usize)?;
+    let mut mailboxes = Vec::with_capacity(pairs.len());
+    for (found, value) in pairs {
+        let mailbox =
+            StoredMailbox::decode(value).map_err(|_| StoreError::Corrupt("a mailbox"))?;
+        mailboxes.push((mailbox_of(&found, b'x')?, mailbox));
+    }
+    Ok(mailboxes)
+}
+
+/// Up to `limit` messages of a mailbox from `uid` on, in UID order.
+///
+/// # Errors
+/// [`StoreError`]
+pub fn messages(
+    snapshot: &dyn Snapshot,
+    id: &str,
+    mailbox_id: u64,
+    uid: u32,
+    limit: usize,
+) -> Result<Vec<(u32, StoredMessage)>, StoreError> {
+    let prefix = key::of_mailbox(b'u', id, mailbox_id);
+    let pairs = snapshot.scan(&prefix, &key::message(id, mailbox_id, uid), limit)?;
+    let mut messages = Vec::with_capacity(pairs.len());
+    for (found, value) in pairs {
+        let message =
+            StoredMessage::decode(value).map_err(|_| StoreError::Corrupt("a message"))?;
+        let mut parts = Parts::of(&found, b'u').ok_or(StoreError::Corrupt("a key"))?;
+        parts.account();
+        parts.u64();
+        let uid = parts.u32().ok_or(StoreError::Corrupt("a key"))?;
+        messages.push((uid, message));
+    }
+    Ok(messages)
+}
+
+/// One message, if it is (still) there under this UIDVALIDITY. Mailbox 0 is INBOX.
+///
+/// # Errors
+/// [`StoreError`]
+pub fn message(
+    snapshot: &dyn Snapshot,
+    id: &str,
+    mailbox_id: u64,
+    uid_validity: u32,
+    uid: u32,
+) -> Result<Option<StoredMessage>, StoreError> {
+    let mailbox_id = match (mailbox_id, account(snapshot, id)?) {
+        (0, Account::Open(account)) => account.inbox,
+        (given, Account::Open(_)) => given,
+        _ => return Ok(None),
+    };
+    match mailbox(snapshot, id, mailbox_id)? {
+        Some(mailbox) if mailbox.uid_validity == uid_validity => decoded(
+            snapshot,
+            &key::message(id, mailbox_id, uid),
+            "a message",
+        ),
+        _ => Ok(None),
+    }
+}
+
+/// Prefix and content of a message.
+///
+/// # Errors
+/// [`StoreError`]
+pub fn body(snapshot: &dyn Snapshot, message: &StoredMessage) -> Result<StoredBody, StoreError> {
+    decoded(snapshot, &key::body(message.body_position), "a body")?
+        .ok_or(StoreError::Corrupt("a message's body"))
+}
+
+/// What the open accounts of each tenant have here, from the tenant after `after` on, at most `limit`.
+///
+/// # Errors
+/// [`StoreError`]
+pub fn tenants(
+    snapshot: &dyn Snapshot,
+    after: Option<&str>,
+    limit: usize,
+) -> Result<Vec<(String, StoredTenant)>, StoreError> {
+    let table = key::table(b't');
+    let mut from = after.map_or_else(|| table.clone(), key::tenant);
+    if after.is_some() {
+        from.push(0);
+    }
+    let mut tenants = Vec::new();
+    for (found, value) in snapshot.scan(&table, &from, limit)? {
+        let tenant = StoredTenant::decode(value).map_err(|_| StoreError::Corrupt("a tenant"))?;
+        let name = found.get(table.len()..).unwrap_or_default().to_vec();
+        let name = String::from_utf8(name).map_err(|_| StoreError::Corrupt("a key"))?;
+        tenants.push((name, tenant));
+    }
+    Ok(tenants)
+}
+
+/// What all open accounts have here.
+///
+/// # Errors
+/// [`StoreError`]
+pub fn totals(snapshot: &dyn Snapshot) -> Result<StoredTenant, StoreError> {
+    const PAGE: usize = 1_000;
+    let mut totals = StoredTenant::default();
+    let mut after: Option<String> = None;
+    loop {
+        let page = tenants(snapshot, after.as_deref(), PAGE)?;
+        for (_, tenant) in &page {
+            totals.accounts += tenant.accounts;
+            totals.messages += tenant.messages;
+            totals.used_bytes += tenant.used_bytes;
+        }
+        match page.into_iter().nth(PAGE - 1) {
+            Some((last, _)) => after = Some(last),
+            None => return Ok(totals),
+        }
+    }
+}
+
+pub(crate) fn mailbox_of(found: &[u8], letter: u8) -> Result<u64, StoreError> {
+    const CORRUPT: StoreError = StoreError::Corrupt("a key");
+    let mut parts = Parts::of(found, letter).ok_or(CORRUPT)?;
+    parts.account().ok_or(CORRUPT)?;
+    parts.u64().ok_or(CORRUPT)
+}
+
+pub(crate) fn decoded<T: Message + Default>(
+    snapshot: &dyn Snapshot,
+    key: &[u8],
+    what: &'static str,
+) -> Result<Option<T>, StoreError> {
+    match snapshot.get(key)? {
+        Some(value) => T::decode(value)
+            .map(Some)
+            .map_err(|_| StoreError::Corrupt(what)),
+        None => Ok(None),
+    }
+}
