@@ -154,6 +154,9 @@ fn snapshots_see_one_commit(machine: &dyn Machine) {
     assert_eq!(everything(&*three), [pair(b"c", b"3")]);
 }
 
+/// A scan of the writer or of a snapshot.
+type Scan<'a> = dyn Fn(&[u8], &[u8], usize) -> Vec<Pair> + 'a;
+
 fn scan_keeps_its_bounds(machine: &dyn Machine) {
     let engine = machine.open("scan");
     let keys: [&[u8]; 7] = [
@@ -170,33 +173,31 @@ fn scan_keeps_its_bounds(machine: &dyn Machine) {
         keys.iter().map(|key| put(key, b"v")).collect(),
         "1",
     );
-    let views: [&dyn Fn(&[u8], &[u8], usize) -> Vec<Pair>; 2] =
-        [&|p, f, n| engine.scan(p, f, n).unwrap(), &|p, f, n| {
-            engine.snapshot().scan(p, f, n).unwrap()
-        }];
+    let check = |scan: &Scan| {
+        let found = |p: &[u8], f: &[u8], n| {
+            scan(p, f, n)
+                .into_iter()
+                .map(|(k, _)| k)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(found(b"", b"", 100), keys);
+        assert_eq!(found(b"", b"", 2), keys[..2]);
+        assert_eq!(found(b"a", b"", 100), keys[..4]);
+        assert_eq!(found(b"a", b"a\x00", 100), keys[1..4]);
+        assert_eq!(found(b"a\xff", b"a", 100), keys[2..4]);
+        assert_eq!(found(b"b", b"a", 100), keys[4..6]);
+        assert_eq!(found(b"", b"b\x00", 100), keys[5..]);
+        assert!(found(b"a", b"b", 100).is_empty());
+        assert!(found(b"", b"", 0).is_empty());
+        assert!(
+            found(b"\xff", b"", 100).is_empty(),
+            "the engine's own keys stay hidden"
+        );
+    };
     // once from memory, once from the disk
     for _ in 0..2 {
-        for scan in views {
-            let found = |p: &[u8], f: &[u8], n| {
-                scan(p, f, n)
-                    .into_iter()
-                    .map(|(k, _)| k)
-                    .collect::<Vec<_>>()
-            };
-            assert_eq!(found(b"", b"", 100), keys);
-            assert_eq!(found(b"", b"", 2), keys[..2]);
-            assert_eq!(found(b"a", b"", 100), keys[..4]);
-            assert_eq!(found(b"a", b"a\x00", 100), keys[1..4]);
-            assert_eq!(found(b"a\xff", b"a", 100), keys[2..4]);
-            assert_eq!(found(b"b", b"a", 100), keys[4..6]);
-            assert_eq!(found(b"", b"b\x00", 100), keys[5..]);
-            assert!(found(b"a", b"b", 100).is_empty());
-            assert!(found(b"", b"", 0).is_empty());
-            assert!(
-                found(b"\xff", b"", 100).is_empty(),
-                "the engine's own keys stay hidden"
-            );
-        }
+        check(&|p, f, n| engine.scan(p, f, n).unwrap());
+        check(&|p, f, n| engine.snapshot().scan(p, f, n).unwrap());
         engine.flush().unwrap();
     }
 }

@@ -8,13 +8,17 @@
 //! One flusher and one compactor, started by [`Shared`], serve all shards of a process.
 //!
 //! # Layout
-//! * `store`: one shard: batches, views, flush
+//! * `store`: one shard: batches and views
+//! * `flush`: from memtables to files
 //! * `compaction`: compaction, garbage collection of blobs, and the sync before their version switch
+//! * `library`: opening and filling a tree
 //! * `files`: the directory: lock, leftovers, checkpoint, replacement
 //! * `pool`: what all shards share: caches, the memory budget, the threads
 
 mod compaction;
 mod files;
+mod flush;
+mod library;
 mod pool;
 mod store;
 
@@ -94,7 +98,7 @@ impl DiskEngine {
         pairs: impl IntoIterator<Item = Result<Pair, EngineError>>,
         position: Bytes,
     ) -> Result<(), EngineError> {
-        store::replace(dir, shared.pool(), pairs, &position)
+        library::replace(dir, shared.pool(), pairs, &position)
     }
 
     /// Makes an exact, durable copy of the last flushed state in `dir`, which must not exist, by hard links.

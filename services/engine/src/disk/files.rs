@@ -22,13 +22,17 @@ pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// Creates `dir` if it is missing, durably.
+/// Creates `dir` and what it lies in, where missing, durably.
 pub(super) fn create_dir(dir: &Path) -> io::Result<()> {
     if dir.try_exists()? {
         return Ok(());
     }
-    fs::create_dir_all(dir)?;
-    sync_dir(&parent(dir)?)
+    let parent = parent(dir)?;
+    create_dir(&parent)?;
+    match fs::create_dir(dir) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),
+        _ => sync_dir(&parent),
+    }
 }
 
 /// The directory's lock, held while the file is open. The library has none of its own.
@@ -72,9 +76,8 @@ pub(super) fn current_version(dir: &Path) -> io::Result<u64> {
     Ok(u64::from_le_bytes(*id))
 }
 
-/// Hard-links the current version into the new directory `target`, durably. The caller keeps versions from switching.
+/// Hard-links the current version into the empty directory `target`, durably. The caller keeps versions from switching.
 pub(super) fn link_current(dir: &Path, target: &Path) -> io::Result<()> {
-    fs::create_dir(target)?;
     for folder in [TABLES, BLOBS] {
         let to = target.join(folder);
         fs::create_dir(&to)?;

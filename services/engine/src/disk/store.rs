@@ -5,33 +5,22 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
-use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
-use lsm_tree::{
-    AbstractTree, AnyTree, BlobTree, CompressionType, Config, Guard, InternalValue,
-    KvSeparationOptions, Memtable, SeqNo, SequenceNumberCounter, Slice,
-};
+use lsm_tree::{AbstractTree, BlobTree, Guard, Memtable, SeqNo, SequenceNumberCounter};
 
-use super::compaction::{BlobsSync, blobs_dir};
-use super::files;
+use super::library::{
+    POSITION_KEY, contained, io_error, library_error, open_tree, panic_text, to_bytes,
+};
 use super::pool::{Pool, lock};
-use super::{DiskUsage, Options};
+use super::{DiskUsage, files};
 use crate::overlay::{Bounds, Overlay, RESERVED, merge};
 use crate::{EngineError, Pair, Snapshot, Write};
 
-/// Where the position is kept: after all keys of callers.
-const POSITION_KEY: &[u8] = &[RESERVED, b'p'];
-/// A flush compacts first when level 0 has this many runs; above 255 the library writes a wrong manifest.
-const LEVEL0_RUNS_LIMIT: usize = 128;
-/// A flush that would come this near to the library's limit is refused.
-const LEVEL0_RUNS_MAX: usize = 250;
-/// Values at least this long are handed out without a copy.
-const SHARED_BYTES_MIN: usize = 2048;
 /// Reads everything: the writer's own view.
 const LATEST: SeqNo = SeqNo::MAX;
 
@@ -39,22 +28,22 @@ pub(super) struct Store {
     dir: PathBuf,
     pub(super) tree: BlobTree,
     sequence: SequenceNumberCounter,
-    flushing: Mutex<()>,
+    pub(super) flushing: Mutex<()>,
     pub(super) compacting: Mutex<()>,
-    writer: Mutex<Overlay>,
-    state: Mutex<State>,
-    known_files: Mutex<files::Known>,
+    pub(super) writer: Mutex<Overlay>,
+    pub(super) state: Mutex<State>,
+    pub(super) known_files: Mutex<files::Known>,
     /// Why the store is unusable, once it is.
-    failed: OnceLock<String>,
-    full: AtomicBool,
-    flush_requested: AtomicBool,
+    pub(super) failed: OnceLock<String>,
+    pub(super) full: AtomicBool,
+    pub(super) flush_requested: AtomicBool,
     /// The handle is gone: no more flushes.
-    closing: AtomicBool,
+    pub(super) closing: AtomicBool,
     /// Gives up the compaction under way.
     pub(super) abort: Arc<AtomicBool>,
     level0_runs: AtomicUsize,
     compaction_wished: AtomicBool,
-    flush_paused_until: AtomicU64,
+    pub(super) flush_paused_until: AtomicU64,
     compaction_paused_until: AtomicU64,
     /// The tick of the last garbage collection, plus one; 0 when there was none.
     collected: AtomicU64,
@@ -63,26 +52,26 @@ pub(super) struct Store {
     _lock: File,
 }
 
-struct State {
+pub(super) struct State {
     /// Snapshots read below this sequence number. The library's own counter runs ahead of batches in progress.
-    visible: SeqNo,
-    position: Bytes,
-    durable: Bytes,
+    pub(super) visible: SeqNo,
+    pub(super) position: Bytes,
+    pub(super) durable: Bytes,
     /// Sequence numbers of snapshots, and how many read at each.
-    snapshots: BTreeMap<SeqNo, usize>,
+    pub(super) snapshots: BTreeMap<SeqNo, usize>,
     /// Memtables to flush, oldest first.
-    sealed: VecDeque<Sealed>,
-    active_bytes: u64,
+    pub(super) sealed: VecDeque<Sealed>,
+    pub(super) active_bytes: u64,
     /// The tick of the oldest commit in the active memtable.
-    active_since: u64,
+    pub(super) active_since: u64,
 }
 
 #[derive(Clone)]
-struct Sealed {
-    memtable: Arc<Memtable>,
+pub(super) struct Sealed {
+    pub(super) memtable: Arc<Memtable>,
     /// The last commit it holds.
-    position: Bytes,
-    bytes: u64,
+    pub(super) position: Bytes,
+    pub(super) bytes: u64,
 }
 
 impl Store {
@@ -155,7 +144,7 @@ impl Store {
     }
 
     /// The threads should leave this store alone.
-    fn is_closing(&self) -> bool {
+    pub(super) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire) || self.pool.stopping()
     }
 
@@ -242,147 +231,6 @@ impl Store {
             || self.pool.memory_exhausted()
     }
 
-    // ---- flush ----
-
-    pub(super) fn flush(&self) -> Result<(), EngineError> {
-        self.guard(|| {
-            self.seal();
-            self.flush_sealed()
-        })
-    }
-
-    pub(super) fn request_flush(&self) {
-        self.flush_requested.store(true, Ordering::Release);
-        self.pool.wake_flusher();
-    }
-
-    /// A flush was asked for, a memtable waits for the flusher or is older than `age_max` ticks.
-    pub(super) fn flush_waits(&self, age_max: u64) -> bool {
-        if !self.may_flush() {
-            return false;
-        }
-        if self.flush_requested.load(Ordering::Acquire) {
-            return true;
-        }
-        let state = lock(&self.state);
-        let old = state.active_bytes > 0 && self.pool.tick() >= state.active_since + age_max;
-        old || !state.sealed.is_empty()
-    }
-
-    /// Nothing speaks against a background flush.
-    pub(super) fn may_flush(&self) -> bool {
-        self.failed.get().is_none()
-            && !self.is_closing()
-            && self.pool.tick() >= self.flush_paused_until.load(Ordering::Acquire)
-    }
-
-    pub(super) fn pause_flush(&self, until: u64) {
-        self.flush_paused_until.store(until, Ordering::Release);
-    }
-
-    pub(super) fn flush_in_background(&self) -> Result<(), EngineError> {
-        self.flush_requested.store(false, Ordering::Release);
-        self.guard(|| {
-            if lock(&self.state).sealed.len() < self.pool.options.sealed_memtables_max {
-                self.seal();
-            }
-            self.flush_sealed()
-        })
-    }
-
-    /// Puts the active memtable, which holds whole batches only, in the line of those to flush.
-    fn seal(&self) {
-        let _between_batches = lock(&self.writer);
-        if lock(&self.state).active_bytes == 0 {
-            return;
-        }
-        // without the state's lock: the library may be syncing a version, and readers need the state
-        let Some(memtable) = self.tree.rotate_memtable() else {
-            return;
-        };
-        let mut state = lock(&self.state);
-        let (position, bytes) = (
-            state.position.clone(),
-            std::mem::take(&mut state.active_bytes),
-        );
-        state.sealed.push_back(Sealed {
-            memtable,
-            position,
-            bytes,
-        });
-    }
-
-    fn flush_sealed(&self) -> Result<(), EngineError> {
-        let _flushing = lock(&self.flushing);
-        loop {
-            let Some(sealed) = lock(&self.state).sealed.front().cloned() else {
-                return Ok(());
-            };
-            if self.closing.load(Ordering::Acquire) {
-                return Err(EngineError::Failed("the store is closing".to_owned()));
-            }
-            if self.level0_runs() >= LEVEL0_RUNS_LIMIT {
-                self.compact_level0()?;
-                if self.level0_runs() >= LEVEL0_RUNS_MAX {
-                    return Err(EngineError::Failed("level 0 is full".to_owned()));
-                }
-            }
-            let flushed = self.flush_one(&sealed);
-            if let Err(EngineError::Full) = flushed {
-                self.sweep_while_flushing();
-            }
-            flushed?;
-            self.full.store(false, Ordering::Release);
-            self.reap();
-            self.wish_compaction();
-            self.pool.flushed();
-        }
-    }
-
-    /// Writes one memtable to files and switches to the version that holds them.
-    fn flush_one(&self, sealed: &Sealed) -> Result<(), EngineError> {
-        let watermark = self.watermark();
-        let entries = Unshadowed {
-            entries: sealed.memtable.iter(),
-            watermark,
-            newer: None,
-        };
-        let written = self.tree.flush_to_tables(entries.map(Ok));
-        let Some((tables, blobs)) = written.map_err(|error| self.write_failed(&error))? else {
-            return Err(self.fail("a flush wrote nothing".to_owned()));
-        };
-        let blobs = blobs.unwrap_or_default();
-        if !blobs.is_empty() {
-            // the library synced the files but not their names
-            files::sync_dir(&blobs_dir(&self.dir))
-                .map_err(|error| self.write_failed(&error.into()))?;
-        }
-        let table_ids = || tables.iter().map(|table| table.id());
-        let blob_ids = || blobs.iter().map(|blob| blob.id());
-        lock(&self.known_files).add(table_ids(), blob_ids());
-        let switched = self.tree.register_tables(
-            &tables,
-            Some(&blobs),
-            None,
-            &[sealed.memtable.id()],
-            watermark,
-        );
-        self.note_switch();
-        if let Err(error) = switched {
-            let error = self.write_failed(&error);
-            if matches!(error, EngineError::Full) {
-                lock(&self.known_files).remove(table_ids(), blob_ids());
-            }
-            return Err(error);
-        }
-        let mut state = lock(&self.state);
-        state.sealed.pop_front();
-        state.durable = sealed.position.clone();
-        drop(state);
-        self.pool.removed(sealed.bytes);
-        Ok(())
-    }
-
     // ---- versions ----
 
     /// Nobody reads below this sequence number.
@@ -430,19 +278,6 @@ impl Store {
         known.trim(&self.dir);
     }
 
-    /// Removes the files of a failed compaction.
-    pub(super) fn sweep(&self) {
-        let _flushing = lock(&self.flushing);
-        self.sweep_while_flushing();
-    }
-
-    fn sweep_while_flushing(&self) {
-        let _compacting = lock(&self.compacting);
-        if let Err(error) = lock(&self.known_files).sweep(&self.dir) {
-            tracing::warn!(dir = %self.dir.display(), %error, "leftovers not removed");
-        }
-    }
-
     pub(super) fn level0_runs(&self) -> usize {
         self.level0_runs.load(Ordering::Acquire)
     }
@@ -457,22 +292,22 @@ impl Store {
         }
     }
 
+    /// Links the current version into the new directory `target`.
     pub(super) fn checkpoint(&self, target: &Path) -> Result<Bytes, EngineError> {
         self.guard(|| {
+            std::fs::create_dir(target).map_err(io_error)?;
             let _flushing = lock(&self.flushing);
             let durable = self.durable();
             let no_switch = self.tree.get_version_history_lock();
             let linked = files::link_current(&self.dir, target);
             drop(no_switch);
-            match linked {
-                Ok(()) => Ok(durable),
-                Err(error) => {
-                    if let Err(error) = files::remove_tree(target) {
-                        tracing::warn!(dir = %target.display(), %error, "half a checkpoint not removed");
-                    }
-                    Err(io_error(error))
-                }
+            let Err(error) = linked else {
+                return Ok(durable);
+            };
+            if let Err(error) = files::remove_tree(target) {
+                tracing::warn!(dir = %target.display(), %error, "half a checkpoint not removed");
             }
+            Err(io_error(error))
         })
     }
 
@@ -520,7 +355,7 @@ impl Store {
     }
 
     /// Declares the store unusable: what memory holds may no longer be what the disk will say.
-    fn fail(&self, reason: String) -> EngineError {
+    pub(super) fn fail(&self, reason: String) -> EngineError {
         let reason = self.failed.get_or_init(|| {
             tracing::error!(dir = %self.dir.display(), reason, "store failed");
             reason
@@ -536,19 +371,6 @@ impl Store {
         self.check()?;
         catch_unwind(AssertUnwindSafe(work))
             .unwrap_or_else(|panic| Err(self.fail(panic_text(&*panic))))
-    }
-
-    /// A flush or compaction failed. Want of space before the version switch leaves everything as it was.
-    pub(super) fn write_failed(&self, error: &lsm_tree::Error) -> EngineError {
-        let no_space = matches!(error, lsm_tree::Error::Io(error)
-            if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded));
-        let unswitched = files::current_version(&self.dir)
-            .is_ok_and(|id| id == self.tree.current_version().id());
-        if no_space && unswitched {
-            self.full.store(true, Ordering::Release);
-            return EngineError::Full;
-        }
-        self.fail(error.to_string())
     }
 
     // ---- reading ----
@@ -638,151 +460,4 @@ impl Drop for View {
             }
         }
     }
-}
-
-/// A memtable's entries without those that a newer entry of the same key hides from every reader.
-///
-/// Entries come by key, newest first. Without this a key rewritten by every batch would be written to the disk as often.
-struct Unshadowed<I> {
-    entries: I,
-    watermark: SeqNo,
-    /// The last entry's key and sequence number.
-    newer: Option<(Slice, SeqNo)>,
-}
-
-impl<I: Iterator<Item = InternalValue>> Iterator for Unshadowed<I> {
-    type Item = InternalValue;
-
-    fn next(&mut self) -> Option<InternalValue> {
-        loop {
-            let entry = self.entries.next()?;
-            let hidden = self.newer.as_ref().is_some_and(|(key, sequence)| {
-                *key == entry.key.user_key && *sequence < self.watermark
-            });
-            if !hidden {
-                self.newer = Some((entry.key.user_key.clone(), entry.key.seqno));
-                return Some(entry);
-            }
-        }
-    }
-}
-
-/// Builds a store of `pairs` beside `dir` and puts it in its place.
-pub(super) fn replace(
-    dir: &Path,
-    pool: &Arc<Pool>,
-    pairs: impl IntoIterator<Item = Result<Pair, EngineError>>,
-    position: &[u8],
-) -> Result<(), EngineError> {
-    files::create_dir(dir).map_err(io_error)?;
-    let _lock = files::lock_dir(dir).map_err(io_error)?;
-    let fresh = files::fresh_name(dir).map_err(io_error)?;
-    files::remove_tree(&fresh).map_err(io_error)?;
-    let built = contained(|| ingest(&fresh, pool, pairs, position));
-    if let Err(error) = built {
-        files::remove_tree(&fresh).map_err(io_error)?;
-        return Err(error);
-    }
-    files::exchange(&fresh, dir).map_err(io_error)
-}
-
-fn ingest(
-    dir: &Path,
-    pool: &Arc<Pool>,
-    pairs: impl IntoIterator<Item = Result<Pair, EngineError>>,
-    position: &[u8],
-) -> Result<(), EngineError> {
-    let (tree, _) = open_tree(dir, pool, &Arc::default())?;
-    let tree = AnyTree::Blob(tree);
-    let mut ingestion = tree.ingestion().map_err(|error| library_error(&error))?;
-    let mut last = Bytes::new();
-    for pair in pairs {
-        let (key, value) = pair?;
-        if key <= last || key.first() == Some(&RESERVED) {
-            return Err(EngineError::Failed(
-                "keys not in ascending order".to_owned(),
-            ));
-        }
-        ingestion
-            .write(&key[..], &value[..])
-            .map_err(|error| library_error(&error))?;
-        last = key;
-    }
-    ingestion
-        .write(POSITION_KEY, position)
-        .map_err(|error| library_error(&error))?;
-    ingestion.finish().map_err(|error| library_error(&error))
-}
-
-fn open_tree(
-    dir: &Path,
-    pool: &Arc<Pool>,
-    abort: &Arc<AtomicBool>,
-) -> Result<(BlobTree, SequenceNumberCounter), EngineError> {
-    let sequence = SequenceNumberCounter::default();
-    let library_visible = SequenceNumberCounter::default();
-    let filter = BlobsSync {
-        blobs: blobs_dir(dir),
-        abort: abort.clone(),
-    };
-    let tree = Config::new(dir, sequence.clone(), library_visible.clone())
-        .use_cache(pool.cache.clone())
-        .use_descriptor_table(Some(pool.descriptors.clone()))
-        .with_kv_separation(Some(separation(&pool.options)))
-        .with_compaction_filter_factory(Some(Arc::new(filter)))
-        .open()
-        .map_err(|error| library_error(&error))?;
-    let AnyTree::Blob(tree) = tree else {
-        return Err(EngineError::Failed(
-            "not a key-value-separated tree".to_owned(),
-        ));
-    };
-    // The library does not restore its counter; without this, later writes lose against what is on the disk.
-    let next = tree
-        .get_highest_persisted_seqno()
-        .map_or(1, |highest| highest + 1);
-    sequence.fetch_max(next);
-    library_visible.fetch_max(next);
-    Ok((tree, sequence))
-}
-
-fn separation(options: &Options) -> KvSeparationOptions {
-    KvSeparationOptions::default()
-        // bodies are compressed already
-        .compression(CompressionType::None)
-        .separation_threshold(options.separated_bytes_min)
-        .file_target_size(options.blob_file_bytes_max)
-        .staleness_threshold(0.25)
-        // the default relocates nothing while fewer than four files are stale
-        .age_cutoff(1.0)
-}
-
-fn to_bytes(slice: Slice) -> Bytes {
-    if slice.len() < SHARED_BYTES_MIN {
-        return Bytes::copy_from_slice(&slice);
-    }
-    Bytes::from_owner(slice)
-}
-
-fn contained<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
-    catch_unwind(AssertUnwindSafe(work))
-        .unwrap_or_else(|panic| Err(EngineError::Failed(panic_text(&*panic))))
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    text.or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("panic")
-        .to_owned()
-}
-
-fn library_error(error: &lsm_tree::Error) -> EngineError {
-    match error {
-        lsm_tree::Error::Io(error) if error.kind() == ErrorKind::StorageFull => EngineError::Full,
-        error => EngineError::Failed(error.to_string()),
-    }
-}
-
-fn io_error(error: std::io::Error) -> EngineError {
-    library_error(&lsm_tree::Error::Io(error))
 }

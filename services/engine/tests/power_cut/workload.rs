@@ -1,0 +1,143 @@
+//! The recorded workload: overwrites and deletions of small and separated values, flushes from the writer and from the
+//! budget, compactions, garbage collections that relocate, and a restart.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hikyaku_engine::contract::{Dice, Model, apply, delete, put};
+use hikyaku_engine::disk::{DiskEngine, Options, Shared};
+use hikyaku_engine::{Engine, Write};
+
+use crate::record::{Op, Record};
+
+/// The recorded directory.
+pub const DISK: &str = "disk";
+/// The store in it.
+pub const STORE: &str = "store";
+/// The file that tells the recorder what the workload knows.
+pub const MARKS: &str = "marks";
+pub const GC_BEGINS: &str = "gc begins";
+pub const GC_ENDS: &str = "gc ends";
+
+const BATCHES: usize = 160;
+const RESTART_AT: usize = 90;
+
+/// The writes of batch `n`, 1 and up.
+pub fn batch(n: usize) -> Vec<Write> {
+    let mut dice = Dice::new(n as u64);
+    let mut writes = vec![put(b"last", n.to_string().as_bytes())];
+    for _ in 0..4 {
+        let key = format!("b/{:02}", dice.below(24));
+        if dice.below(5) == 0 {
+            writes.push(delete(key.as_bytes()));
+            continue;
+        }
+        let size = [40, 700, 1_500, 3_000][dice.below(4) as usize];
+        let body: Vec<u8> = (0..size).map(|_| dice.below(256) as u8).collect();
+        writes.push(put(key.as_bytes(), &body));
+        writes.push(put(format!("m/{key}").as_bytes(), &n.to_be_bytes()));
+    }
+    writes
+}
+
+/// The state after each batch, the empty one first.
+pub fn states() -> Vec<Model> {
+    let mut states = vec![Model::new()];
+    for n in 1..=BATCHES {
+        let mut next = states[n - 1].clone();
+        apply(&mut next, &batch(n));
+        states.push(next);
+    }
+    states
+}
+
+pub fn position(batch: usize) -> Bytes {
+    Bytes::copy_from_slice(&(batch as u64).to_be_bytes())
+}
+
+pub fn batch_of(position: &[u8]) -> usize {
+    position
+        .first_chunk::<8>()
+        .map_or(0, |at| u64::from_be_bytes(*at) as usize)
+}
+
+/// Runs the workload in `dir`; the result must be the last of `states`.
+pub fn run(dir: &Path, states: &[Model]) {
+    std::fs::create_dir(dir.join(DISK)).unwrap();
+    let mut marks = File::create(dir.join(MARKS)).unwrap();
+    let mut mark = |text: String| marks.write_all(text.as_bytes()).unwrap();
+    let options = Options {
+        memtable_bytes_max: 40 << 10,
+        separated_bytes_min: 512,
+        blob_file_bytes_max: 24 << 10,
+        gc_stale_bytes_min: 48 << 10,
+        gc_interval: Duration::from_millis(500),
+        ..Options::default()
+    };
+    let store = dir.join(DISK).join(STORE);
+    let mut first = 1;
+    for last in [RESTART_AT, BATCHES] {
+        let shared = Shared::start(options.clone()).unwrap();
+        let engine = DiskEngine::open(&store, &shared).unwrap();
+        first = first.min(batch_of(&engine.position()) + 1);
+        for n in first..=last {
+            step(&engine, n, &mut mark);
+        }
+        first = last + 1;
+        if last == BATCHES {
+            engine.flush().unwrap();
+        }
+    }
+    let shared = Shared::start(options).unwrap();
+    let engine = DiskEngine::open(&store, &shared).unwrap();
+    let found = engine.snapshot().scan(b"", b"", usize::MAX).unwrap();
+    assert!(found == hikyaku_engine::contract::pairs(&states[BATCHES]));
+}
+
+fn step(engine: &Arc<DiskEngine>, n: usize, mark: &mut impl FnMut(String)) {
+    while engine.stalled() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    engine.write(batch(n)).unwrap();
+    mark(format!("begun {n}"));
+    engine.commit(position(n)).unwrap();
+    if n.is_multiple_of(7) {
+        engine.flush().unwrap();
+        mark(format!("durable {n}"));
+    }
+    if n.is_multiple_of(20) {
+        mark(GC_BEGINS.to_owned());
+        engine.collect_garbage().unwrap();
+        mark(GC_ENDS.to_owned());
+    }
+}
+
+/// What the workload had said by some moment.
+#[derive(Default)]
+pub struct Marks {
+    /// The last batch whose commit had begun.
+    pub begun: usize,
+    /// The last batch that a flush had reported durable.
+    pub durable: usize,
+}
+
+impl Marks {
+    pub fn until(record: &Record, cut: usize) -> Self {
+        let mut marks = Self::default();
+        for event in record.events.iter().take_while(|event| event.end <= cut) {
+            let Op::Mark(text) = &event.op else {
+                continue;
+            };
+            if let Some(n) = text.strip_prefix("begun ") {
+                marks.begun = marks.begun.max(n.parse().unwrap());
+            } else if let Some(n) = text.strip_prefix("durable ") {
+                marks.durable = marks.durable.max(n.parse().unwrap());
+            }
+        }
+        marks
+    }
+}
