@@ -1,0 +1,112 @@
+//! What an operator sees of the queue, in the shape the admin API sends. Stages are Postfix's: incoming, active, deferred, hold.
+
+use hikyaku_mail::id::MessageId;
+use hikyaku_proto::v1::recipient_state::State;
+use hikyaku_proto::v1::{QueueListRequest, QueuedMessage};
+
+use crate::machine::QueueMachine;
+use crate::recipient::{Message, Slot};
+
+/// Messages listed when the request names no limit.
+pub const LIST_DEFAULT: u32 = 1000;
+/// Messages listed at most.
+pub const LIST_MAX: u32 = 100_000;
+
+/// The stages a message can be listed by.
+pub const STAGES: [&str; 4] = ["incoming", "active", "deferred", "hold"];
+
+/// What matched, oldest first, cut at the limit, and how many matched in all.
+#[derive(Clone, Debug, Default)]
+pub struct Listed {
+    /// The messages.
+    pub messages: Vec<QueuedMessage>,
+    /// How many there are.
+    pub total: u64,
+}
+
+impl QueueMachine {
+    /// The messages that match `request`. An unknown stage matches nothing.
+    pub fn list(&self, request: &QueueListRequest, now_ms: u64) -> Listed {
+        let limit = match request.limit {
+            0 => LIST_DEFAULT,
+            limit => limit.min(LIST_MAX),
+        };
+        let mut listed = Listed::default();
+        // ids begin with the time they were made, so this is by age
+        for (id, message) in self.index.messages() {
+            if !self.matches(*id, message, request, now_ms) {
+                continue;
+            }
+            listed.total += 1;
+            if listed.messages.len() < usize::try_from(limit).unwrap_or(usize::MAX) {
+                listed.messages.push(queued(message));
+            }
+        }
+        listed
+    }
+
+    /// One message.
+    pub fn show(&self, id: MessageId) -> Option<QueuedMessage> {
+        self.index.message(id).map(queued)
+    }
+
+    fn matches(
+        &self,
+        id: MessageId,
+        message: &Message,
+        request: &QueueListRequest,
+        now_ms: u64,
+    ) -> bool {
+        if !request.tenant.is_empty() && request.tenant != message.accept.tenant {
+            return false;
+        }
+        let address = request.address.as_str();
+        if !address.is_empty() && !has_address(message, address) {
+            return false;
+        }
+        request.state.is_empty()
+            || message.slots.iter().enumerate().any(|(number, slot)| {
+                let key = (id, u32::try_from(number).unwrap_or(u32::MAX));
+                let word = stage_word(message, slot, self.index.is_taken(key), now_ms);
+                word == Some(request.state.as_str())
+            })
+    }
+}
+
+/// The stage a recipient is in; `None` when it is settled.
+fn stage_word(message: &Message, slot: &Slot, taken: bool, now_ms: u64) -> Option<&'static str> {
+    match &slot.state.state {
+        Some(State::Terminal(_)) | None => None,
+        Some(State::Held(_)) => Some("hold"),
+        Some(State::Pending(_)) if !message.held.is_empty() => Some("hold"),
+        Some(State::Pending(_)) if taken => Some("active"),
+        Some(State::Pending(_)) if slot.state.attempts == 0 => Some("incoming"),
+        Some(State::Pending(pending)) if pending.due_ms <= now_ms => Some("active"),
+        Some(State::Pending(_)) => Some("deferred"),
+    }
+}
+
+fn has_address(message: &Message, part: &str) -> bool {
+    let reverse_path = message.accept.envelope.iter().map(|e| &e.reverse_path);
+    let recipients = message
+        .slots
+        .iter()
+        .filter_map(|slot| slot.state.recipient.as_ref())
+        .map(|recipient| &recipient.address);
+    reverse_path
+        .chain(recipients)
+        .any(|address| address.to_lowercase().contains(&part.to_lowercase()))
+}
+
+fn queued(message: &Message) -> QueuedMessage {
+    QueuedMessage {
+        message_id: message.accept.message_id.clone(),
+        envelope: message.accept.envelope.clone(),
+        tenant: message.accept.tenant.clone(),
+        size: message.accept.body.as_ref().map_or(0, |body| body.size),
+        recipients: QueueMachine::states(message),
+        held: message.held.clone(),
+        reports_on: message.accept.reports_on.clone(),
+        position: message.body_at.0,
+    }
+}

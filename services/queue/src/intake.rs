@@ -1,0 +1,106 @@
+//! Whether an edge may choose this shard for a message now.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hikyaku_log::Position;
+use hikyaku_shard::runtime::Shard;
+use tokio::time::Instant;
+
+use crate::machine::{QueueMachine, QueueOptions};
+
+/// Records a shard may lag behind its log and still be chosen.
+const LAG_MAX: u64 = 20_000;
+/// Time without progress, while there is something to apply, after which a shard is not chosen.
+const STALL_MAX: Duration = Duration::from_secs(5);
+
+/// Counts published at the end of every batch.
+#[derive(Debug, Default)]
+pub struct Gauges {
+    messages: AtomicU64,
+    bytes: AtomicU64,
+    applied: AtomicU64,
+}
+
+impl Gauges {
+    /// Publishes.
+    pub(crate) fn store(&self, messages: u64, bytes: u64, applied: Position) {
+        self.messages.store(messages, Ordering::Relaxed);
+        self.bytes.store(bytes, Ordering::Relaxed);
+        self.applied.store(applied.0, Ordering::Relaxed);
+    }
+}
+
+/// A handle on one incoming shard that answers without touching its state. Clones share it.
+#[derive(Clone)]
+pub struct Intake {
+    shard: Shard<QueueMachine>,
+    gauges: Arc<Gauges>,
+    options: QueueOptions,
+    progress: Arc<Mutex<(u64, Instant)>>,
+}
+
+/// Why a shard is not chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// It does not apply its log: parked, replaying, or stalled.
+    NotApplying,
+    /// It has as many messages or octets as it may.
+    Full,
+}
+
+impl Intake {
+    /// The intake of `shard`.
+    pub fn new(shard: &Shard<QueueMachine>) -> Intake {
+        let (gauges, options) = shard.read(|machine| (machine.gauges(), machine.options()));
+        Intake {
+            shard: shard.clone(),
+            gauges,
+            options,
+            progress: Arc::new(Mutex::new((0, Instant::now()))),
+        }
+    }
+
+    /// The shard behind it.
+    pub fn shard(&self) -> &Shard<QueueMachine> {
+        &self.shard
+    }
+
+    /// Whether the shard takes mail now.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check(&self) -> Result<(), Closed> {
+        if self.shard.trouble().is_some() || self.is_behind() {
+            return Err(Closed::NotApplying);
+        }
+        let full = self.messages() >= self.options.queue_messages_max
+            || self.bytes() >= self.options.queue_bytes_max;
+        if full { Err(Closed::Full) } else { Ok(()) }
+    }
+
+    /// Live messages.
+    pub fn messages(&self) -> u64 {
+        self.gauges.messages.load(Ordering::Relaxed)
+    }
+
+    /// Octets of live messages' records.
+    pub fn bytes(&self) -> u64 {
+        self.gauges.bytes.load(Ordering::Relaxed)
+    }
+
+    fn is_behind(&self) -> bool {
+        let bounds = self.shard.log().bounds(self.shard.id());
+        let applied = self.shard.applied().borrow().0;
+        let lag = bounds.end.0.saturating_sub(applied + 1);
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if lag == 0 || progress.0 != applied {
+            *progress = (applied, now);
+        }
+        lag > LAG_MAX || now.duration_since(progress.1) > STALL_MAX
+    }
+}

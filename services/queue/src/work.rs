@@ -1,0 +1,157 @@
+//! What a leader takes from the index, and what it carries.
+
+use bytes::Bytes;
+use hikyaku_log::Position;
+use hikyaku_mail::id::MessageId;
+use hikyaku_proto::v1::recipient_state::State;
+use hikyaku_proto::v1::{Body, Carry, Envelope, Recipient};
+
+use crate::index::{RecipientKey, Settled};
+use crate::machine::QueueMachine;
+
+/// Octets of states in one Carry above which histories are left out, so that the record fits any log.
+const CARRIED_STATES_BYTES_MAX: usize = 384 * 1024;
+
+/// One recipient to attempt, as the log says at this moment.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// Which.
+    pub key: RecipientKey,
+    /// The message's envelope.
+    pub envelope: Envelope,
+    /// The message's tenant.
+    pub tenant: String,
+    /// Trace context of the message.
+    pub traceparent: String,
+    /// Not empty: it is a DSN about this message.
+    pub reports_on: Bytes,
+    /// The recipient.
+    pub recipient: Recipient,
+    /// The address the sender wrote: that of the recipient this one was expanded from in the end.
+    pub original_address: String,
+    /// Where its failure is reported instead of to the sender.
+    pub errors_to: Option<String>,
+    /// Definite results so far.
+    pub attempts: u32,
+    /// Octets of content.
+    pub size: u64,
+    /// The content, if it is in memory.
+    pub body: Option<Body>,
+    /// The record that holds the content.
+    pub body_at: Position,
+}
+
+/// A message to append again. The content may have to be read from `body_at`.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// Which.
+    pub id: MessageId,
+    /// The record, perhaps without content.
+    pub carry: Carry,
+    /// Where the content is.
+    pub body_at: Position,
+    /// Octets its last record took.
+    pub log_bytes: u64,
+}
+
+impl QueueMachine {
+    /// Hands out due recipients (see [`crate::index::Index::take_due`]).
+    pub fn take_due(&mut self, now_ms: u64, latest_ms: u64, max: usize) -> Vec<RecipientKey> {
+        self.index.take_due(now_ms, latest_ms, max)
+    }
+
+    /// Takes a recipient back from the leader.
+    pub fn give_back(&mut self, key: RecipientKey) {
+        self.index.give_back(key);
+    }
+
+    /// Starts noting settled messages for the leader.
+    pub fn watch_settled(&mut self) {
+        self.index.watch_settled();
+    }
+
+    /// The messages settled since the last call.
+    pub fn take_settled(&mut self) -> Vec<Settled> {
+        self.index.take_settled()
+    }
+
+    /// What a leader needs to attempt a recipient; `None` when it waits no longer: terminal, held, or due later than `now_ms`.
+    pub fn work(&self, key: RecipientKey) -> Option<Work> {
+        let message = self.index.message(key.0)?;
+        let slot = message.slots.get(usize::try_from(key.1).ok()?)?;
+        let pending = matches!(slot.state.state, Some(State::Pending(_)));
+        if !pending || !message.held.is_empty() {
+            return None;
+        }
+        let recipient = slot.state.recipient.clone()?;
+        let mut root = &slot.state;
+        // a parent's number is lower than its children's, so this ends
+        while let Some(parent) = root.parent
+            && let Some(slot) = message.slots.get(usize::try_from(parent).ok()?)
+            && slot.state.parent != Some(parent)
+        {
+            root = &slot.state;
+        }
+        Some(Work {
+            key,
+            envelope: message.accept.envelope.clone().unwrap_or_default(),
+            tenant: message.accept.tenant.clone(),
+            traceparent: message.accept.traceparent.clone(),
+            reports_on: message.accept.reports_on.clone(),
+            original_address: root
+                .recipient
+                .as_ref()
+                .map(|recipient| recipient.address.clone())
+                .unwrap_or_default(),
+            recipient,
+            errors_to: slot.state.errors_to.clone(),
+            attempts: slot.state.attempts,
+            size: message.accept.body.as_ref().map_or(0, |body| body.size),
+            body: self.bodies.find(key.0),
+            body_at: message.body_at,
+        })
+    }
+
+    /// Whether more of this shard's log is garbage than live, by more than `slack_bytes`.
+    pub fn should_carry(&self, slack_bytes: u64) -> bool {
+        let twice_live = self.index.bytes().saturating_mul(2);
+        self.retained_bytes() > twice_live.saturating_add(slack_bytes)
+    }
+
+    /// The message that holds the oldest part of the log, if its pin lies below `below`, to be appended again.
+    pub fn draft(&self, below: Position) -> Option<Draft> {
+        let (pin, id) = self.index.oldest()?;
+        if pin >= below {
+            return None;
+        }
+        self.draft_of(id)
+    }
+
+    /// A message to be appended again.
+    pub fn draft_of(&self, id: MessageId) -> Option<Draft> {
+        let message = self.index.message(id)?;
+        let mut states = QueueMachine::states(message);
+        let bytes: usize = states.iter().map(prost::Message::encoded_len).sum();
+        if bytes > CARRIED_STATES_BYTES_MAX {
+            for state in &mut states {
+                state.history.clear();
+            }
+        }
+        let mut accept = message.accept.clone();
+        if let Some(body) = self.bodies.find(id) {
+            accept.body = Some(body);
+        }
+        let carry = Carry {
+            as_of: self.next.0,
+            accept: Some(accept),
+            states,
+            held: message.held.clone(),
+        };
+        Some(Draft {
+            id,
+            carry,
+            body_at: message.body_at,
+            log_bytes: message.log_bytes,
+        })
+    }
+}
