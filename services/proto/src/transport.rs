@@ -11,7 +11,14 @@ use tower::util::BoxCloneSyncService;
 
 /// What every generated client runs on.
 pub type Transport =
-    BoxCloneSyncService<http::Request<Body>, http::Response<Body>, Box<dyn Error + Send + Sync>>;
+    BoxCloneSyncService<http::Request<Body>, http::Response<Body>, TransportError>;
+
+/// Why the other side was not reached.
+///
+/// A type with a name: over a bare `Box<dyn Error>` the compiler cannot show that a task with such a call in it is `Send`.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct TransportError(#[from] Box<dyn Error + Send + Sync>);
 
 /// A transport that calls `server` directly.
 pub fn in_process<S>(server: S) -> Transport
@@ -23,7 +30,5 @@ where
         + 'static,
     S::Future: Send + 'static,
 {
-    BoxCloneSyncService::new(
-        server.map_err(|never| -> Box<dyn Error + Send + Sync> { match never {} }),
-    )
+    BoxCloneSyncService::new(server.map_err(|never| -> TransportError { match never {} }))
 }
