@@ -11,6 +11,7 @@
 //! * [`command`]: commands out of lines
 //! * [`session`]: which command is legal now, without I/O
 //! * [`content`]: the content between 354 and the final dot, without I/O
+//! * `wire`, `pace`: the stream's buffers, and how slow it may be
 //! * [`server`]: the loop that ties them to a connection
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
@@ -19,5 +20,7 @@ pub mod command;
 pub mod content;
 pub mod input;
 pub mod options;
+mod pace;
 pub mod server;
 pub mod session;
+mod wire;

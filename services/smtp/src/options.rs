@@ -11,6 +11,9 @@ pub struct Options {
     pub content_bytes_max: u64,
     /// One line of the content, octets without its CRLF. RFC 5321 asks for 998, the world sends more.
     pub content_line_bytes_max: usize,
+    /// Turns a bare LF in a content into CRLF instead of refusing the message. For networks of our own whose senders are
+    /// broken; the content still ends at CRLF.CRLF only.
+    pub bare_lf_normalized: bool,
     /// `Received` fields in one message before it counts as looping (RFC 5321 section 6.3).
     pub hops_max: u32,
     /// RCPT commands heard out in one transaction; RFC 5321 section 4.5.3.1.8 asks for at least 100.
@@ -46,6 +49,7 @@ impl Options {
             host_name: host_name.into(),
             content_bytes_max: 50 << 20,
             content_line_bytes_max: 64 << 10,
+            bare_lf_normalized: false,
             hops_max: 100,
             recipients_max: 1000,
             errors_soft_max: 10,

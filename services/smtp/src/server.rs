@@ -9,15 +9,9 @@
 //! Memory: one input buffer of [`BLOCK_BYTES`] while a content comes in, [`COMMAND_BYTES`] otherwise, and one output
 //! buffer. Every wait for the peer has a deadline.
 
-use std::future::poll_fn;
-use std::io;
-use std::pin::Pin;
-use std::task::Poll;
-use std::time::Duration;
-
-use bytes::{Buf, BufMut, BytesMut};
+use bytes::Buf;
 use hikyaku_mail::reply::Reply;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConnection;
@@ -26,21 +20,13 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{Abort, Backend, End, Peer, Phase, TlsSession, Transaction};
 use crate::command::{self, Refusal};
 use crate::content::{Event, Scanner};
-use crate::input::{Line, LineCutter};
+use crate::input::Line;
 use crate::options::Options;
+use crate::pace::Pace;
 use crate::session::{
-    Action, Misdeeds, Patience, Security, Session, bad_sequence, ehlo_lines, too_many_errors,
+    Action, Misdeeds, Patience, Security, Session, bad_sequence, greeting_lines, too_many_errors,
 };
-
-/// Read at once while a content comes in.
-const BLOCK_BYTES: usize = 32 << 10;
-/// Read at once while commands come in.
-const COMMAND_BYTES: usize = 4 << 10;
-/// Replies gathered before they are written in any case.
-const OUTPUT_BYTES_MAX: usize = 16 << 10;
-/// After our last reply: how long, and for how much, we listen so that the reply is not lost to a connection reset.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES_MAX: usize = 256 << 10;
+use crate::wire::{BLOCK_BYTES, COMMAND_BYTES, Wire};
 
 /// How a listener does TLS.
 #[derive(Clone)]
@@ -191,13 +177,10 @@ impl Outcome {
 
 /// One dialogue over one stream, in the clear or under TLS.
 struct Conversation<'a, S, B: Backend> {
-    stream: S,
+    wire: Wire<S>,
     peer: &'a mut Peer,
     surroundings: Surroundings<'a, B>,
     session: Session<B::Transaction>,
-    input: BytesMut,
-    lines: LineCutter,
-    output: Vec<u8>,
 }
 
 /// Ends the conversation from any depth.
@@ -214,20 +197,17 @@ where
         surroundings: Surroundings<'a, B>,
         session: Session<B::Transaction>,
     ) -> Self {
-        let (input, lines, output) = (BytesMut::new(), LineCutter::default(), Vec::new());
+        let wire = Wire::new(stream, surroundings.options.write_timeout);
         Conversation {
-            stream,
+            wire,
             peer,
             surroundings,
             session,
-            input,
-            lines,
-            output,
         }
     }
 
     fn into_parts(self) -> (S, Misdeeds) {
-        (self.stream, self.session.misdeeds())
+        (self.wire.into_stream(), self.session.misdeeds())
     }
 
     /// The whole dialogue; `banner` unless it goes on after STARTTLS.
@@ -239,8 +219,10 @@ where
         if let Some(transaction) = self.session.take_transaction() {
             transaction.abort(Abort::Disconnected);
         }
-        if let Outcome::Ended(end) = outcome {
-            self.close(end).await;
+        if let Outcome::Ended(end) = outcome
+            && end != End::Disconnected
+        {
+            self.wire.close().await;
         }
         outcome
     }
@@ -288,9 +270,9 @@ where
             return self.refuse_and_close(Phase::Connect, reply);
         }
         if let Some(delay) = options.greet_delay
-            && timeout(delay, self.fill(COMMAND_BYTES)).await.is_ok()
+            && timeout(delay, self.wire.fill(COMMAND_BYTES)).await.is_ok()
         {
-            if self.input.is_empty() {
+            if self.wire.input.is_empty() {
                 return Err(Outcome::Ended(End::Disconnected));
             }
             return self.refuse_and_close(Phase::Connect, early());
@@ -309,7 +291,10 @@ where
                 abort(abandoned, Abort::Reset);
                 let extended = client.extended;
                 self.peer.client = Some(client);
-                self.push_greeting(extended).await
+                let lines =
+                    greeting_lines(extended, self.session.security(), self.surroundings.options);
+                self.wire.gather_lines(lines);
+                Ok(())
             }
             Action::Mail(mail) => match self.surroundings.backend.mail(self.peer, &mail).await {
                 Ok(transaction) => {
@@ -401,7 +386,7 @@ where
         let (mut scanner, mut pace, mut refused) =
             (Scanner::new(options), Pace::new(options), None);
         loop {
-            let mut rest = &self.input[..];
+            let mut rest = &self.wire.input[..];
             let ended = loop {
                 match scanner.next(&mut rest) {
                     Event::Content(run) if refused.is_none() => {
@@ -413,11 +398,11 @@ where
                     Event::Endless => break Some(false),
                 }
             };
-            let taken = self.input.len() - rest.len();
-            self.input.advance(taken);
+            let taken = self.wire.input.len() - rest.len();
+            self.wire.input.advance(taken);
             if let Some(whole) = ended {
                 // the buffer for blocks is given back between messages
-                self.input = BytesMut::from(&self.input[..]);
+                self.wire.shrink();
                 return Ok(match (scanner.fault(), refused) {
                     (Some(fault), _) if fault.closes() || !whole => {
                         Received::RefusedForGood(fault.reply())
@@ -428,7 +413,7 @@ where
                 });
             }
             let (began, patience) = (Instant::now(), pace.patience());
-            match timeout(patience, self.fill(BLOCK_BYTES)).await {
+            match timeout(patience, self.wire.fill(BLOCK_BYTES)).await {
                 Ok(Ok(count)) if count > 0 && pace.keeps(began.elapsed(), count) => {}
                 Ok(Ok(0) | Err(_)) => return Err(Outcome::Ended(End::Disconnected)),
                 Ok(Ok(_)) | Err(_) => return self.timed_out(Phase::Data).await,
@@ -444,7 +429,7 @@ where
             if drain.is_cancelled() {
                 return self.drained();
             }
-            if let Some(line) = self.lines.cut(&mut self.input) {
+            if let Some(line) = self.wire.cut_line() {
                 return Ok(line);
             }
             self.flush().await?;
@@ -453,7 +438,7 @@ where
             let filled = tokio::select! {
                 biased;
                 () = drain.cancelled() => return self.drained(),
-                filled = timeout_at(deadline, self.fill(COMMAND_BYTES)) => filled,
+                filled = timeout_at(deadline, self.wire.fill(COMMAND_BYTES)) => filled,
             };
             match filled {
                 Ok(Ok(0) | Err(_)) => return Err(Outcome::Ended(End::Disconnected)),
@@ -463,33 +448,12 @@ where
         }
     }
 
-    async fn fill(&mut self, bytes_max: usize) -> io::Result<usize> {
-        self.input.reserve(bytes_max);
-        let mut limited = (&mut self.input).limit(bytes_max);
-        self.stream.read_buf(&mut limited).await
-    }
-
     /// Closes if the client has not waited for the reply to a command that ends its group.
     async fn must_be_last(&mut self) -> Flow<()> {
-        if self.input.is_empty() && !self.has_arrived().await {
-            return Ok(());
+        if self.wire.has_input().await {
+            return self.refuse_and_close(Phase::Command, early());
         }
-        self.refuse_and_close(Phase::Command, early())
-    }
-
-    /// True if there is input that has not been read yet.
-    async fn has_arrived(&mut self) -> bool {
-        let mut byte = [0; 1];
-        let mut buffer = ReadBuf::new(&mut byte);
-        let polled =
-            poll_fn(
-                |context| match Pin::new(&mut self.stream).poll_read(context, &mut buffer) {
-                    Poll::Ready(Ok(())) => Poll::Ready(true),
-                    Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(false),
-                },
-            );
-        // the octet need not be kept: the session ends for it
-        polled.await && !buffer.filled().is_empty()
+        Ok(())
     }
 
     /// Sends the reply to a command and counts it if it is a refusal.
@@ -517,7 +481,7 @@ where
 
     fn refuse_and_close<T>(&mut self, phase: Phase<'_>, reply: Reply) -> Flow<T> {
         self.surroundings.backend.rejected(self.peer, phase, &reply);
-        write_reply(&mut self.output, &reply);
+        self.wire.gather(&reply);
         Err(Outcome::Ended(End::Refused))
     }
 
@@ -530,77 +494,22 @@ where
 
     /// Ends the session because we are shutting down.
     fn drained<T>(&mut self) -> Flow<T> {
-        write_reply(
-            &mut self.output,
-            &Reply::new(421, (4, 3, 2), "shutting down, come back soon"),
-        );
+        self.wire
+            .gather(&Reply::new(421, (4, 3, 2), "shutting down, come back soon"));
         Err(Outcome::Ended(End::Drained))
     }
 
     async fn push(&mut self, reply: &Reply) -> Flow<()> {
-        write_reply(&mut self.output, reply);
-        if self.output.len() > OUTPUT_BYTES_MAX {
+        self.wire.gather(reply);
+        if self.wire.is_full() {
             self.flush().await
         } else {
             Ok(())
         }
     }
 
-    async fn push_greeting(&mut self, extended: bool) -> Flow<()> {
-        let options = self.surroundings.options;
-        if !extended {
-            return self.push(&Reply::bare(250, &options.host_name)).await;
-        }
-        let mut lines = ehlo_lines(self.session.security(), options)
-            .into_iter()
-            .peekable();
-        while let Some(line) = lines.next() {
-            let separator = if lines.peek().is_some() { '-' } else { ' ' };
-            self.output
-                .extend_from_slice(format!("250{separator}{line}\r\n").as_bytes());
-        }
-        Ok(())
-    }
-
     async fn flush(&mut self) -> Flow<()> {
-        if self.output.is_empty() {
-            return Ok(());
-        }
-        // if this fails, nobody knows how much has been written: it must not be tried again
-        let mut output = std::mem::take(&mut self.output);
-        let write = async {
-            self.stream.write_all(&output).await?;
-            self.stream.flush().await
-        };
-        match timeout(self.surroundings.options.write_timeout, write).await {
-            Ok(Ok(())) => {
-                output.clear();
-                self.output = output;
-                Ok(())
-            }
-            Ok(Err(_)) => Err(Outcome::Ended(End::Disconnected)),
-            Err(_) => Err(Outcome::Ended(End::TimedOut)),
-        }
-    }
-
-    /// Sends what is left to say and closes. Unread input would make the kernel reset the connection and the client lose
-    /// our last reply, so for a moment it is read and thrown away.
-    async fn close(&mut self, end: End) {
-        if end == End::Disconnected || self.flush().await.is_err() {
-            return;
-        }
-        let linger = async {
-            let _ = self.stream.shutdown().await;
-            let mut discarded = 0;
-            while discarded < LINGER_BYTES_MAX {
-                self.input.clear();
-                match self.fill(COMMAND_BYTES).await {
-                    Ok(count) if count > 0 => discarded += count,
-                    _ => return,
-                }
-            }
-        };
-        let _ = timeout(LINGER, linger).await;
+        self.wire.flush().await.map_err(Outcome::Ended)
     }
 }
 
@@ -614,48 +523,6 @@ enum Received {
     RefusedForGood(Reply),
 }
 
-/// Whether a content comes in fast enough. Only time spent waiting for the client counts.
-struct Pace {
-    block_timeout: Duration,
-    window: Duration,
-    rate_min: u64,
-    waited: Duration,
-    bytes: u64,
-}
-
-impl Pace {
-    fn new(options: &Options) -> Pace {
-        Pace {
-            block_timeout: options.data_block_timeout,
-            window: options.data_rate_window,
-            rate_min: options.data_rate_min,
-            waited: Duration::ZERO,
-            bytes: 0,
-        }
-    }
-
-    /// How long to wait for the next octets.
-    fn patience(&self) -> Duration {
-        if self.rate_min == 0 {
-            self.block_timeout
-        } else {
-            self.block_timeout
-                .min(self.window.saturating_sub(self.waited))
-        }
-    }
-
-    /// Counts octets that took `waited` to come; false if that is too slow.
-    fn keeps(&mut self, waited: Duration, count: usize) -> bool {
-        self.waited += waited;
-        self.bytes += count as u64;
-        let needed = self.rate_min.saturating_mul(self.window.as_secs());
-        if self.bytes >= needed {
-            (self.waited, self.bytes) = (Duration::ZERO, 0);
-        }
-        self.rate_min == 0 || self.waited < self.window
-    }
-}
-
 fn abort<T: Transaction>(transaction: Option<T>, reason: Abort) {
     if let Some(transaction) = transaction {
         transaction.abort(reason);
@@ -664,17 +531,4 @@ fn abort<T: Transaction>(transaction: Option<T>, reason: Abort) {
 
 fn early() -> Reply {
     Reply::new(554, (5, 5, 0), "you talk too soon")
-}
-
-/// RFC 5321 section 4.2: printable ASCII on one line, whatever the text was made from.
-fn write_reply(output: &mut Vec<u8>, reply: &Reply) {
-    let printable = |byte: u8| {
-        if byte == b'\t' || (b' '..=b'~').contains(&byte) {
-            byte
-        } else {
-            b'?'
-        }
-    };
-    output.extend(reply.to_string().bytes().map(printable));
-    output.extend_from_slice(b"\r\n");
 }

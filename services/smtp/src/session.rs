@@ -411,13 +411,14 @@ pub fn too_many_errors() -> Reply {
     Reply::new(421, (4, 7, 0), "too many errors")
 }
 
-/// The lines of the answer to EHLO (RFC 5321 section 4.1.1.1), without CRLF.
-pub fn ehlo_lines(security: Security, options: &Options) -> Vec<String> {
-    let mut lines = vec![
-        options.host_name.clone(),
-        "PIPELINING".to_owned(),
-        format!("SIZE {}", options.content_bytes_max),
-    ];
+/// The lines of the answer to EHLO, or to HELO if not `extended` (RFC 5321 section 4.1.1.1), without code and CRLF.
+pub fn greeting_lines(extended: bool, security: Security, options: &Options) -> Vec<String> {
+    let mut lines = vec![options.host_name.clone()];
+    if !extended {
+        return lines;
+    }
+    lines.push("PIPELINING".to_owned());
+    lines.push(format!("SIZE {}", options.content_bytes_max));
     if security == Security::Upgradable {
         lines.push("STARTTLS".to_owned());
     }

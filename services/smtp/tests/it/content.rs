@@ -196,3 +196,30 @@ async fn a_mail_that_has_been_everywhere_is_looping() {
     client.say("NOOP", "250 ").await;
     assert_eq!(rig.edge.stored().len(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn bare_lf_made_whole_never_ends_a_message() {
+    // B-17
+    for (sequence, stored) in [
+        ("\n", "\r\n"),
+        ("\n.\n", "\r\n\r\n"),
+        ("\n.\r\n", "\r\n\r\n"),
+        ("\r\n.\n", "\r\n\r\n"),
+        ("\n..\n", "\r\n.\r\n"),
+    ] {
+        let message = format!("body{sequence}{FORGED}");
+        for at in 0..=message.len() {
+            let mut rig = Rig::new();
+            rig.options.bare_lf_normalized = true;
+            let mut client = rig.connect();
+            client.up_to_data().await;
+            client
+                .send_apart(&[&message.as_bytes()[..at], &message.as_bytes()[at..]])
+                .await;
+            client.hear("250 2.0.0").await;
+            client.say("NOOP", "250 2.0.0").await;
+            let expected = format!("body{stored}{}", FORGED.strip_suffix(".\r\n").unwrap());
+            assert_eq!(rig.edge.contents(), [expected], "{sequence:?} at {at}");
+        }
+    }
+}

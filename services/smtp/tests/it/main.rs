@@ -1,6 +1,7 @@
 //! Dialogues with the server over in-memory streams, time paused. The edge is played by [`support::Edge`].
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod command;
 mod content;
 mod dialogue;
 mod limits;

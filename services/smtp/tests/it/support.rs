@@ -37,6 +37,7 @@ pub struct Record {
     pub stored: Vec<Stored>,
     pub aborted: Vec<Abort>,
     pub rejected: Vec<String>,
+    pub rejected_client: Option<String>,
     pub ended: Vec<End>,
     pub asked: usize,
     pub chunk_bytes_max: usize,
@@ -120,7 +121,7 @@ impl Backend for Edge {
         })
     }
 
-    fn rejected(&self, _: &Peer, phase: Phase<'_>, reply: &Reply) {
+    fn rejected(&self, peer: &Peer, phase: Phase<'_>, reply: &Reply) {
         let phase = match phase {
             Phase::Connect => "connect".to_owned(),
             Phase::Command => "command".to_owned(),
@@ -128,11 +129,9 @@ impl Backend for Edge {
             Phase::Rcpt(path) => format!("rcpt {path}"),
             Phase::Data => "data".to_owned(),
         };
-        self.0
-            .lock()
-            .unwrap()
-            .rejected
-            .push(format!("{phase}: {reply}"));
+        let mut record = self.0.lock().unwrap();
+        record.rejected_client = peer.client.as_ref().map(|client| client.name.to_string());
+        record.rejected.push(format!("{phase}: {reply}"));
     }
 
     fn ended(&self, _: &Peer, end: End) {

@@ -20,9 +20,14 @@ async fn starttls_forgets_everything() {
     client.say("STARTTLS", "503 5.5.1").await;
     client.say("RSET", "250 ").await;
     client.say("STARTTLS now", "501 5.5.4").await;
+    assert_eq!(
+        rig.edge.0.lock().unwrap().rejected_client.as_deref(),
+        Some("before.example.com")
+    );
     client.say("STARTTLS", "220 2.0.0").await;
     let mut client = Client::new(keys.handshake(client.stream).await);
     client.say("MAIL FROM:<a@example.com>", "503 5.5.1").await;
+    assert_eq!(rig.edge.0.lock().unwrap().rejected_client, None);
     let greeting = client.say("EHLO after.example.com", "250-").await;
     assert!(!greeting.contains("STARTTLS"), "{greeting}");
     client.say("STARTTLS", "554 5.5.1").await;

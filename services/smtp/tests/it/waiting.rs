@@ -4,6 +4,7 @@ use crate::support::{Client, Rig};
 use hikyaku_smtp::backend::{Abort, End};
 use hikyaku_smtp::server::Tls;
 use std::time::Duration;
+use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep};
 
 #[tokio::test(start_paused = true)]
@@ -14,18 +15,14 @@ async fn a_command_has_its_deadline_however_many_bytes_come() {
     let mut client = Client::new(stream);
     client.hear("220 ").await;
     let began = Instant::now();
-    for _ in 0..40 {
-        client.send("N").await;
+    for _ in 0..29 {
         sleep(Duration::from_secs(10)).await;
+        client.send("N").await;
     }
     client.hear("421 4.4.2").await;
+    assert_eq!(began.elapsed(), Duration::from_secs(300));
     task.await.unwrap();
     assert_eq!(rig.edge.ended(), [End::TimedOut]);
-    let (mut idle, began_idle) = (rig.connect(), Instant::now());
-    assert!(began.elapsed() >= Duration::from_secs(300));
-    idle.hear("220 ").await;
-    idle.hear("421 4.4.2").await;
-    assert_eq!(began_idle.elapsed(), Duration::from_secs(300));
 }
 
 #[tokio::test(start_paused = true)]
@@ -75,21 +72,19 @@ async fn without_a_least_pace_each_block_has_its_deadline() {
 #[tokio::test(start_paused = true)]
 async fn a_client_that_does_not_read_is_left() {
     // B-152
-    let rig = Rig::new();
+    let mut rig = Rig::new();
+    rig.options.junk_commands_max = u32::MAX;
     let (stream, task) = rig.start(Tls::Off);
     let (_reader, mut writer) = tokio::io::split(stream);
     let began = Instant::now();
     let pushing = tokio::spawn(async move {
-        let lines = "XYZZY\r\n".repeat(1000);
-        while tokio::io::AsyncWriteExt::write_all(&mut writer, lines.as_bytes())
-            .await
-            .is_ok()
-        {}
-        writer
+        let lines = "NOOP\r\n".repeat(1000);
+        while writer.write_all(lines.as_bytes()).await.is_ok() {}
     });
     task.await.unwrap();
+    assert_eq!(rig.edge.ended(), [End::TimedOut]);
     assert!(
-        began.elapsed() <= Duration::from_secs(120),
+        began.elapsed() <= Duration::from_secs(62),
         "{:?}",
         began.elapsed()
     );
