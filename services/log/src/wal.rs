@@ -3,7 +3,7 @@
 //! [`Log::append`] puts a request into a bounded queue; the committer thread ([`committer`]) writes and syncs whatever has
 //! gathered, makes it known ([`index`]) and answers. Tails and reads ([`reader`]) see durable records only: the newest in
 //! memory, the others in their segment ([`frame`] gives the bytes). Opening ([`recovery`]) rewrites what a crash left
-//! before anybody sees it. Files are reached through a small seam ([`disk`]).
+//! before anybody sees it ([`segment`] makes the files). Files are reached through a small seam ([`disk`]).
 //!
 //! Space: at 80 % the shards that hold the oldest segments are told to let go ([`crate::Pinned::pressed`]); at the
 //! maximum, and on a full disk, appends are refused with [`AppendError::Full`] until truncation or the administrator
@@ -18,6 +18,7 @@ mod frame;
 mod index;
 mod reader;
 mod recovery;
+mod segment;
 
 use std::collections::VecDeque;
 use std::io;
@@ -51,7 +52,7 @@ pub struct WalOptions {
     pub incarnation: u64,
     /// Size of a segment file.
     pub segment_bytes: u64,
-    /// Bytes all segments together may take on the disk. The last segment's worth is kept for truncations.
+    /// Bytes the log may take on the disk, two segments of it kept for truncations and for opening on a full disk.
     pub wal_bytes_max: u64,
     /// Largest payload.
     pub record_bytes_max: usize,
@@ -84,7 +85,7 @@ impl WalOptions {
 
     /// What appends may bring the segments to.
     fn data_bytes_max(&self) -> u64 {
-        self.wal_bytes_max - self.segment_bytes
+        self.wal_bytes_max - 2 * self.segment_bytes
     }
 
     /// From here on the log counts as filling up.
@@ -177,7 +178,7 @@ pub struct WalCounts {
     pub syncs: u64,
     /// Bytes of frames made durable.
     pub frame_bytes: u64,
-    /// Bytes all segments take on the disk.
+    /// Bytes all segments take on the disk, the spare not counted.
     pub physical_bytes: u64,
 }
 

@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use super::Shared;
 use super::frame::{self, Frame, Kind, SegmentHeader, encode_bounds, encode_seal, frame_bytes};
 use super::index::Fresh;
-use super::recovery::{Active, prepare, segment_name};
+use super::segment::{Active, Room, is_full, keep_spare, prepare, segment_name};
 use crate::{AppendError, Position, ReadError, Stamp};
 
 /// A batch is written in pieces of about this size.
@@ -176,7 +176,8 @@ impl Committer {
         if is_append && physical + options.segment_bytes > options.data_bytes_max() {
             return Err(Trouble::Refused(AppendError::Full));
         }
-        self.roll()
+        // Only truncations, which make room, may use up the spare.
+        self.roll(if is_append { Room::Free } else { Room::Spare })
     }
 
     /// Encodes the request's frame.
@@ -332,11 +333,10 @@ impl Committer {
         }
         tracing::warn!(%error, "log write failed and was undone");
         self.written = self.active.filled;
-        let answer = match error.kind() {
-            io::ErrorKind::StorageFull
-            | io::ErrorKind::QuotaExceeded
-            | io::ErrorKind::FileTooLarge => AppendError::Full,
-            _ => AppendError::Unavailable,
+        let answer = if is_full(error) {
+            AppendError::Full
+        } else {
+            AppendError::Unavailable
         };
         for staged in self.staged.drain(..).rev() {
             match staged {
@@ -368,7 +368,7 @@ impl Committer {
     }
 
     /// Seals the active segment, which has nothing staged, and goes on in a new one.
-    fn roll(&mut self) -> Result<(), Trouble> {
+    fn roll(&mut self, room: Room) -> Result<(), Trouble> {
         let shared = self.shared.clone();
         let sequence = u64::from(self.active.sequence) + 1;
         let header = SegmentHeader {
@@ -385,9 +385,10 @@ impl Committer {
             shared.disk.as_ref(),
             &header,
             shared.options.segment_bytes,
+            room,
             |seed, buffer| {
-                for (number, start, end) in shards {
-                    encode_bounds(seed, number, start, end, 0, buffer);
+                for (number, start, end) in &shards {
+                    encode_bounds(seed, *number, *start, *end, 0, buffer);
                 }
             },
         );
@@ -395,11 +396,7 @@ impl Committer {
             Ok(next) => next,
             Err(error) => {
                 tracing::warn!(%error, "cannot make a new log segment");
-                let full = matches!(
-                    error.kind(),
-                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-                );
-                return Err(Trouble::Refused(if full {
+                return Err(Trouble::Refused(if is_full(&error) {
                     AppendError::Full
                 } else {
                     AppendError::Unavailable
@@ -436,6 +433,9 @@ impl Committer {
                 self.remove(&freed);
                 self.written = active.filled;
                 self.active = active;
+                if let Err(error) = keep_spare(shared.disk.as_ref(), shared.options.segment_bytes) {
+                    tracing::warn!(%error, "cannot make the spare log segment");
+                }
                 Ok(())
             }
             Err(error) => {

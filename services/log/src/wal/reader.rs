@@ -12,7 +12,7 @@ use super::Shared;
 use super::disk::read_full_at;
 use super::frame::{FRAME_HEADER, Frame, Kind};
 use super::index::{Found, OnDisk};
-use super::recovery::segment_name;
+use super::segment::segment_name;
 use crate::{LogRecord, Position, ReadError, ShardId, Stamp, Tail};
 
 /// Most records a tail yields at once.

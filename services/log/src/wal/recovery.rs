@@ -16,24 +16,8 @@ use std::sync::Arc;
 use super::disk::{Disk, DiskFile, read_full_at};
 use super::frame::{self, BadHeader, FRAME_HEADER, Frame, Kind, SEGMENT_HEADER, SegmentHeader};
 use super::index::{Index, Segment, Shard};
+use super::segment::{Active, Room, TEMPORARY, keep_spare, prepare, segment_name, sequence_of};
 use super::{OpenError, WalOptions};
-
-/// How a segment being made is named until it is whole.
-const TEMPORARY: &str = "segment.new";
-/// Ending of a segment's name.
-const SUFFIX: &str = ".wal";
-
-/// The segment that is appended to.
-pub struct Active {
-    /// Its number.
-    pub sequence: u32,
-    /// Its file.
-    pub file: Arc<dyn DiskFile>,
-    /// Seed of its frames.
-    pub seed: u32,
-    /// Durable bytes; the next frame goes here.
-    pub filled: u64,
-}
 
 /// What opening yields.
 pub struct Recovered {
@@ -43,21 +27,6 @@ pub struct Recovered {
     pub index: Index,
     /// Where to append.
     pub active: Active,
-}
-
-/// The file name of a segment.
-pub fn segment_name(sequence: u32) -> String {
-    format!("{sequence:010}{SUFFIX}")
-}
-
-fn sequence_of(name: &str) -> Option<u32> {
-    let digits = name
-        .strip_suffix(SUFFIX)
-        .filter(|digits| digits.len() == 10)?;
-    digits
-        .bytes()
-        .all(|byte| byte.is_ascii_digit())
-        .then(|| digits.parse().ok())?
 }
 
 /// Opens the log on `disk`, or makes it.
@@ -71,7 +40,9 @@ pub fn recover(disk: &dyn Disk, options: &WalOptions) -> Result<Recovered, OpenE
     let mut present: Vec<u32> = names.iter().filter_map(|name| sequence_of(name)).collect();
     present.sort_unstable();
     let Some(last) = present.last().copied() else {
-        return create(disk, options);
+        let created = create(disk, options)?;
+        keep_spare(disk, options.segment_bytes).map_err(io("make the spare segment"))?;
+        return Ok(created);
     };
 
     let mut scan = Scan::default();
@@ -105,6 +76,7 @@ pub fn recover(disk: &dyn Disk, options: &WalOptions) -> Result<Recovered, OpenE
             .map_err(io("remove a replaced segment"))?;
     }
     disk.sync_names().map_err(io("sync the log directory"))?;
+    keep_spare(disk, options.segment_bytes).map_err(io("make the spare segment"))?;
     Ok(recovered)
 }
 
@@ -114,7 +86,7 @@ fn create(disk: &dyn Disk, options: &WalOptions) -> Result<Recovered, OpenError>
         sequence: 1,
         replaces_from: 1,
     };
-    let fresh = prepare(disk, &header, options.segment_bytes, |_, _| {})
+    let fresh = prepare(disk, &header, options.segment_bytes, Room::Free, |_, _| {})
         .and_then(|fresh| fresh.install(disk))
         .map_err(|source| OpenError::Io {
             what: "make the first segment",
@@ -132,83 +104,6 @@ fn create(disk: &dyn Disk, options: &WalOptions) -> Result<Recovered, OpenError>
         index,
         active,
     })
-}
-
-/// A segment that is whole and synced, under its temporary name.
-pub struct Prepared {
-    active: Active,
-    physical: u64,
-}
-
-/// Makes the segment `header` describes; `head` adds its first frames, given the seed.
-///
-/// # Errors
-/// What the disk says; nothing is left behind.
-pub fn prepare(
-    disk: &dyn Disk,
-    header: &SegmentHeader,
-    segment_bytes: u64,
-    head: impl FnOnce(u32, &mut Vec<u8>),
-) -> io::Result<Prepared> {
-    let sequence = u32::try_from(header.sequence)
-        .map_err(|_| io::Error::other("segment numbers are used up"))?;
-    let (start, seed) = header.encode();
-    let mut bytes = start.to_vec();
-    head(seed, &mut bytes);
-    let filled = bytes.len() as u64;
-    let physical = segment_bytes.max(filled);
-    let file = disk.create(TEMPORARY)?;
-    let written = file
-        .allocate(physical)
-        .and_then(|()| file.write_all_at(&bytes, 0))
-        .and_then(|()| file.sync());
-    if let Err(error) = written {
-        drop(file);
-        disk.remove(TEMPORARY)?;
-        return Err(error);
-    }
-    Ok(Prepared {
-        active: Active {
-            sequence,
-            file,
-            seed,
-            filled,
-        },
-        physical,
-    })
-}
-
-impl Prepared {
-    /// Gives the segment its name, durably.
-    ///
-    /// # Errors
-    /// What the disk says; whether it has its name is then unknown.
-    pub fn install(self, disk: &dyn Disk) -> io::Result<(Active, Segment)> {
-        disk.rename(TEMPORARY, &segment_name(self.active.sequence))?;
-        disk.sync_names()?;
-        let Active {
-            ref file,
-            seed,
-            filled,
-            ..
-        } = self.active;
-        let segment = Segment {
-            file: file.clone(),
-            seed,
-            filled,
-            physical: self.physical,
-            holders: 0,
-        };
-        Ok((self.active, segment))
-    }
-
-    /// Gives the segment up.
-    ///
-    /// # Errors
-    /// What the disk says.
-    pub fn discard(self, disk: &dyn Disk) -> io::Result<()> {
-        disk.remove(TEMPORARY)
-    }
 }
 
 /// What reading the segments has found so far.
@@ -412,17 +307,13 @@ fn rewrite(
             Frame { synced: 0, ..old }.encode(seed, payload, buffer);
         }
     };
-    let prepared = match prepare(disk, &header, options.segment_bytes, |seed, buffer| {
-        head(&mut places, seed, buffer)
-    }) {
-        // On a full disk do without room to append: what is there can be served, and truncated.
-        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
-            prepare(disk, &header, 0, |seed, buffer| {
-                head(&mut places, seed, buffer)
-            })
-        }
-        prepared => prepared,
-    };
+    let prepared = prepare(
+        disk,
+        &header,
+        options.segment_bytes,
+        Room::Spare,
+        |seed, buffer| head(&mut places, seed, buffer),
+    );
     let (active, segment) = prepared
         .and_then(|prepared| prepared.install(disk))
         .map_err(|source| OpenError::Io {

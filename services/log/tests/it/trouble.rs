@@ -1,1 +1,494 @@
-//! x
+//! The write-ahead log in trouble: full, on a failing disk, damaged; and that one batch is one sync.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
+use hikyaku_log::wal::{OpenError, Wal, WalOptions};
+use hikyaku_log::{AppendError, Bounds, Class, Log, Position, ReadError, ShardId};
+
+use crate::crash::options;
+use crate::memory_disk::MemoryDisk;
+
+const BUSY: ShardId = ShardId::new(Class::Incoming, 0);
+const IDLE: ShardId = ShardId::new(Class::Mbox, 1);
+
+fn kilobyte(number: u64) -> Bytes {
+    let mut bytes = number.to_le_bytes().to_vec();
+    bytes.resize(1024, number as u8);
+    Bytes::from(bytes)
+}
+
+fn small() -> WalOptions {
+    WalOptions {
+        wal_bytes_max: 128 << 10,
+        ..options()
+    }
+}
+
+fn open(disk: &MemoryDisk, options: WalOptions) -> Wal {
+    Wal::open_on(Arc::new(disk.clone()), options).unwrap()
+}
+
+/// Appends until the log refuses, and says how and after how many.
+async fn fill(wal: &Wal, shard: ShardId) -> (u64, AppendError) {
+    for number in 0..10_000 {
+        if let Err(error) = wal.append(shard, kilobyte(number)).await {
+            return (number, error);
+        }
+    }
+    panic!("the log never refuses");
+}
+
+fn total(disk: &MemoryDisk) -> usize {
+    disk.files().values().map(Vec::len).sum()
+}
+
+#[tokio::test]
+async fn full_log_presses_refuses_and_recovers_by_truncation() {
+    let disk = MemoryDisk::default();
+    let wal = open(&disk, small());
+    wal.append(IDLE, kilobyte(0)).await.unwrap();
+    let mut pressed_at = None;
+    for number in 0..40 {
+        wal.append(BUSY, kilobyte(number)).await.unwrap();
+    }
+    assert!(!wal.pinned(IDLE).pressed && !wal.pinned(BUSY).pressed);
+    for number in 40..10_000 {
+        if wal.append(BUSY, kilobyte(number)).await.is_err() {
+            break;
+        }
+        if wal.pinned(IDLE).pressed {
+            pressed_at.get_or_insert(number);
+        }
+    }
+    assert!(
+        pressed_at.is_some(),
+        "the idle holder of the oldest segment is told before the log is full"
+    );
+    assert!(wal.pinned(BUSY).bytes > wal.pinned(IDLE).bytes && wal.pinned(IDLE).bytes > 0);
+    assert_eq!(wal.append(IDLE, kilobyte(1)).await, Err(AppendError::Full));
+    assert!(
+        total(&disk) <= 112 << 10,
+        "the last segment's worth is kept"
+    );
+    let end = wal.bounds(BUSY).end;
+    assert!(end.0 > 70, "it was filled before it refused");
+    // Truncations go on however many there are, and the log stays within its maximum.
+    for start in 2..end.0 * 3 / 4 {
+        wal.truncate(BUSY, Position(start)).await.unwrap();
+        assert!(total(&disk) <= 128 << 10);
+    }
+    wal.append(IDLE, kilobyte(1)).await.unwrap();
+    assert!(
+        !wal.pinned(BUSY).pressed,
+        "room was made though the idle shard still holds the oldest segment"
+    );
+    drop(wal);
+    let wal = open(&disk, small());
+    assert_eq!(
+        wal.bounds(BUSY),
+        Bounds {
+            start: Position(end.0 * 3 / 4 - 1),
+            end
+        }
+    );
+    assert_eq!(
+        wal.read_at(IDLE, Position(1)).await.unwrap().payload,
+        kilobyte(0)
+    );
+    assert_eq!(
+        wal.read_at(IDLE, Position(2)).await.unwrap().payload,
+        kilobyte(1)
+    );
+}
+
+#[tokio::test]
+async fn truncations_alone_never_exceed_the_maximum() {
+    let disk = MemoryDisk::default();
+    let wal = open(&disk, small());
+    let (count, error) = fill(&wal, BUSY).await;
+    assert_eq!(error, AppendError::Full);
+    // One record of every segment stays held, so that truncating frees nothing; the frames themselves need room.
+    let shards: Vec<ShardId> = (0..6)
+        .map(|index| ShardId::new(Class::Mbox, index))
+        .collect();
+    for shard in &shards {
+        assert_eq!(
+            wal.append(*shard, kilobyte(0)).await,
+            Err(AppendError::Full)
+        );
+    }
+    let first_segment = 12;
+    for start in 2..first_segment {
+        for _ in 0..3 {
+            wal.truncate(BUSY, Position(start)).await.unwrap();
+        }
+    }
+    assert!(total(&disk) <= 128 << 10);
+    assert_eq!(
+        wal.append(BUSY, kilobyte(0)).await,
+        Err(AppendError::Full),
+        "nothing was freed"
+    );
+    wal.truncate(BUSY, Position(count)).await.unwrap();
+    wal.append(BUSY, kilobyte(0)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_held_record_and_a_forgotten_shard_cost_one_segment_and_keep_their_ends() {
+    let disk = MemoryDisk::default();
+    let wal = open(&disk, small());
+    let forgotten = ShardId::new(Class::Home, 0);
+    for number in 0..5 {
+        wal.append(forgotten, kilobyte(number)).await.unwrap();
+    }
+    wal.truncate(forgotten, Position(6)).await.unwrap();
+    wal.append(IDLE, kilobyte(0)).await.unwrap();
+    for number in 0..3000 {
+        wal.append(BUSY, kilobyte(number)).await.unwrap();
+        if number > 8 {
+            wal.truncate(BUSY, Position(number - 8)).await.unwrap();
+        }
+        assert!(
+            total(&disk) <= 80 << 10,
+            "3 MB went through, one old record is held"
+        );
+    }
+    drop(wal);
+    let wal = open(&disk, small());
+    assert_eq!(
+        wal.bounds(forgotten),
+        Bounds {
+            start: Position(6),
+            end: Position(6)
+        }
+    );
+    assert_eq!(
+        wal.read_at(IDLE, Position(1)).await.unwrap().payload,
+        kilobyte(0)
+    );
+    assert_eq!(
+        wal.append(forgotten, kilobyte(6)).await.unwrap().position,
+        Position(6)
+    );
+}
+
+#[tokio::test]
+async fn disk_full_is_refused_and_passes_without_restart() {
+    let disk = MemoryDisk::default();
+    let wal = open(&disk, options());
+    disk.set_capacity(Some(50 << 10));
+    let (count, error) = fill(&wal, BUSY).await;
+    assert_eq!(error, AppendError::Full);
+    assert_eq!(wal.append(IDLE, kilobyte(0)).await, Err(AppendError::Full));
+    wal.truncate(BUSY, Position(2)).await.unwrap();
+    // Restarting on the full disk works too.
+    drop(wal);
+    let wal = open(&disk, options());
+    assert_eq!(
+        wal.bounds(BUSY),
+        Bounds {
+            start: Position(2),
+            end: Position(count + 1)
+        }
+    );
+    wal.truncate(BUSY, Position(count)).await.unwrap();
+    wal.append(BUSY, kilobyte(count)).await.unwrap();
+    disk.set_capacity(None);
+    wal.append(IDLE, kilobyte(0)).await.unwrap();
+    drop(wal);
+    disk.power_loss(crate::memory_disk::Survives::Nothing);
+    let wal = open(&disk, options());
+    assert_eq!(
+        wal.bounds(BUSY),
+        Bounds {
+            start: Position(count),
+            end: Position(count + 2)
+        }
+    );
+}
+
+/// A disk that can take no preallocation fails in the middle of a write.
+#[tokio::test]
+async fn write_that_fails_half_way_leaves_no_trace() {
+    let disk = MemoryDisk::default();
+    let wal = open(&disk, options());
+    wal.append(BUSY, kilobyte(0)).await.unwrap();
+    drop(wal);
+    // Recovery on a disk with no room to preallocate: the next write grows the file, and fails.
+    disk.set_capacity(Some(20 << 10));
+    let wal = open(&disk, options());
+    disk.set_capacity(Some(total(&disk) as u64 + 2000));
+    assert_eq!(
+        wal.append(BUSY, Bytes::from(vec![1; 4000])).await,
+        Err(AppendError::Full)
+    );
+    disk.set_capacity(None);
+    let stamp = wal.append(BUSY, kilobyte(1)).await.unwrap();
+    assert_eq!(
+        stamp.position,
+        Position(2),
+        "the position of the refused append was not used"
+    );
+    drop(wal);
+    disk.power_loss(crate::memory_disk::Survives::Nothing);
+    let wal = open(&disk, options());
+    assert_eq!(
+        wal.read_at(BUSY, Position(2)).await.unwrap().payload,
+        kilobyte(1)
+    );
+    assert_eq!(wal.bounds(BUSY).end, Position(3));
+}
+
+#[tokio::test]
+async fn failed_sync_stops_the_log_for_good() {
+    let disk = MemoryDisk::default();
+    let wal = open(&disk, options());
+    wal.append(BUSY, kilobyte(0)).await.unwrap();
+    let mut failed = Box::pin(wal.failed());
+    assert!((&mut failed).now_or_never().is_none());
+    let mut tail = wal.tail(BUSY, Position(1)).unwrap();
+    assert_eq!(tail.next().await.unwrap().len(), 1);
+    disk.set_sync_fails(true);
+    assert_eq!(
+        wal.append(BUSY, kilobyte(1)).await,
+        Err(AppendError::Unknown)
+    );
+    disk.set_sync_fails(false);
+    assert!(failed.await.contains("the disk has failed"));
+    assert_eq!(
+        wal.append(BUSY, kilobyte(2)).await,
+        Err(AppendError::Unavailable),
+        "a later sync proves nothing"
+    );
+    assert!(matches!(
+        wal.truncate(BUSY, Position(2)).await,
+        Err(ReadError::Unavailable(_))
+    ));
+    assert_eq!(
+        wal.bounds(BUSY).end,
+        Position(2),
+        "what is not known to be durable is not shown"
+    );
+    assert_eq!(
+        wal.read_at(BUSY, Position(1)).await.unwrap().payload,
+        kilobyte(0),
+        "readers drain"
+    );
+    assert!(matches!(tail.next().await, Err(ReadError::Unavailable(_))));
+}
+
+#[tokio::test]
+async fn write_that_cannot_be_undone_stops_the_log() {
+    let disk = MemoryDisk::default();
+    let wal = open(&disk, options());
+    drop(wal);
+    disk.set_capacity(Some(20 << 10));
+    let wal = open(&disk, options());
+    disk.set_capacity(Some(total(&disk) as u64 + 200));
+    disk.set_length_fails(true);
+    assert_eq!(
+        wal.append(BUSY, kilobyte(0)).await,
+        Err(AppendError::Unknown)
+    );
+    assert_eq!(
+        wal.append(BUSY, kilobyte(0)).await,
+        Err(AppendError::Unavailable)
+    );
+    wal.failed().await;
+}
+
+/// A log of several segments.
+async fn several_segments() -> (MemoryDisk, Vec<String>) {
+    let disk = MemoryDisk::default();
+    let wal = open(&disk, options());
+    for number in 0..60 {
+        wal.append(BUSY, kilobyte(number)).await.unwrap();
+    }
+    drop(wal);
+    let names: Vec<String> = disk
+        .files()
+        .into_keys()
+        .filter(|name| name.ends_with(".wal"))
+        .collect();
+    assert!(names.len() > 3);
+    (disk, names)
+}
+
+fn refusal(disk: &MemoryDisk) -> OpenError {
+    Wal::open_on(Arc::new(disk.copy()), options())
+        .err()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn damage_that_is_no_torn_tail_is_refused_with_its_place() {
+    let (disk, names) = several_segments().await;
+    let lengths = disk.files();
+    for name in &names[..names.len() - 1] {
+        for at in (0..lengths[name].len()).step_by(101) {
+            let damaged = disk.copy();
+            damaged.damage(name, at);
+            match refusal(&damaged) {
+                OpenError::Corrupt { file, offset, .. } => {
+                    assert_eq!(file, *name);
+                    assert!(
+                        offset <= at as u64 && at as u64 - offset < 1100,
+                        "{at} reported as {offset}"
+                    );
+                }
+                // The version is read only after the checksum has passed.
+                other => panic!("{other}"),
+            }
+        }
+    }
+    // In the last segment: a record that a later one vouches for.
+    let last = names.last().unwrap();
+    let damaged = disk.copy();
+    damaged.damage(last, 300);
+    match refusal(&damaged) {
+        OpenError::Corrupt { file, offset, .. } => assert!(file == *last && offset <= 300),
+        other => panic!("{other}"),
+    }
+    let text = refusal(&damaged).to_string();
+    assert!(
+        text.contains(last.as_str()) && text.contains("offset"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn lost_segment_is_refused() {
+    let (disk, names) = several_segments().await;
+    for name in &names[..names.len() - 1] {
+        let damaged = disk.copy();
+        damaged.lose(name);
+        let error = refusal(&damaged);
+        assert!(
+            matches!(error, OpenError::Missing { .. }),
+            "{name}: {error}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn record_damaged_under_an_open_log_is_reported_with_its_place() {
+    let (disk, _) = several_segments().await;
+    let wal = open(
+        &disk,
+        WalOptions {
+            recent_bytes_max: 0,
+            ..options()
+        },
+    );
+    let first = disk.files().into_keys().next().unwrap();
+    disk.damage(&first, 600);
+    match wal.read_at(BUSY, Position(1)).await {
+        Err(ReadError::Corrupt(text)) => assert!(text.contains(&first), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(
+        wal.read_at(BUSY, Position(2)).await.unwrap().payload,
+        kilobyte(1)
+    );
+    let mut tail = wal.tail(BUSY, Position(1)).unwrap();
+    assert!(matches!(tail.next().await, Err(ReadError::Corrupt(_))));
+}
+
+#[tokio::test]
+async fn options_that_contradict_each_other_are_refused() {
+    let disk = MemoryDisk::default();
+    let bad = [
+        WalOptions {
+            segment_bytes: 4 << 10,
+            ..options()
+        },
+        WalOptions {
+            segment_bytes: 2 << 30,
+            wal_bytes_max: 1 << 40,
+            ..options()
+        },
+        WalOptions {
+            wal_bytes_max: 48 << 10,
+            ..options()
+        },
+        WalOptions {
+            pending_bytes_max: 100,
+            ..options()
+        },
+    ];
+    for options in bad {
+        let error = Wal::open_on(Arc::new(disk.clone()), options).err().unwrap();
+        assert!(matches!(error, OpenError::Options(_)), "{error}");
+    }
+    assert!(disk.files().is_empty(), "nothing was made");
+}
+
+#[tokio::test]
+async fn waiting_appends_are_bounded() {
+    let disk = MemoryDisk::default();
+    let wal = open(
+        &disk,
+        WalOptions {
+            pending_bytes_max: 64 << 10,
+            ..options()
+        },
+    );
+    let outcomes = join_all((0..4000).map(|number| wal.append(BUSY, kilobyte(number)))).await;
+    let refused = outcomes
+        .iter()
+        .filter(|outcome| **outcome == Err(AppendError::Unavailable))
+        .count();
+    let done = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+    assert!(
+        refused > 0 && done >= 60 && refused + done == 4000,
+        "{refused} refused, {done} done"
+    );
+    assert_eq!(wal.bounds(BUSY).end.0 as usize, done + 1);
+}
+
+#[tokio::test]
+async fn shards_are_bounded() {
+    let disk = MemoryDisk::default();
+    let wal = open(&disk, options());
+    for index in 0..8 {
+        wal.append(ShardId::new(Class::Mbox, index), kilobyte(0))
+            .await
+            .unwrap();
+    }
+    assert_eq!(
+        wal.append(ShardId::new(Class::Mbox, 8), kilobyte(0)).await,
+        Err(AppendError::Unavailable)
+    );
+    wal.append(ShardId::new(Class::Mbox, 7), kilobyte(0))
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_appends_share_syncs() {
+    let directory = tempfile::tempdir().unwrap();
+    let wal = Arc::new(Wal::open(directory.path(), WalOptions::new(1)).unwrap());
+    let appenders = (0..8).map(|appender| {
+        let wal = wal.clone();
+        tokio::spawn(async move {
+            for number in 0..50 {
+                wal.append(ShardId::new(Class::Mbox, appender), kilobyte(number))
+                    .await
+                    .unwrap();
+            }
+        })
+    });
+    for appender in appenders.collect::<Vec<_>>() {
+        tokio::time::timeout(Duration::from_secs(60), appender)
+            .await
+            .unwrap()
+            .unwrap();
+    }
+    let counts = wal.counts();
+    assert_eq!(counts.appends, 400);
+    assert!(counts.syncs < 300, "{counts:?}");
+}
