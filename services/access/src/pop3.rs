@@ -1,0 +1,29 @@
+//! POP3: RFC 1939, with CAPA (RFC 2449), STLS (RFC 2595) and the response codes of RFC 2449 and 3206.
+//!
+//! A session is a snapshot of the INBOX without a lock: two sessions may read at once, and a mail that the other one has
+//! deleted meanwhile is an error at RETR. Deletions become one Expunge at QUIT, and `+OK` is said only when it is applied; a
+//! connection that ends otherwise deletes nothing. APOP is refused: it needs passwords the server can read.
+//!
+//! # Layout
+//! * [`options`]: limits and deadlines
+//! * [`server`]: one connection, TLS around it, what is logged about it
+//! * `conversation`: what is said in it: lines in, actions done, replies out
+//! * `line`: command lines out of the byte stream
+//! * `command`: their grammar
+//! * `session`: the states and what each command means in them; no I/O
+//! * [`maildrop`]: what a session sees: numbers, sizes, unique ids, deletion marks
+//! * `reply`: single-line replies and response codes
+//! * `multiline`: message content as a multi-line reply: dot-stuffing, TOP
+//! * `wire`: bounded buffers around the stream, with deadlines
+
+pub mod options;
+pub mod server;
+
+mod command;
+mod conversation;
+mod line;
+pub mod maildrop;
+mod multiline;
+mod reply;
+mod session;
+mod wire;

@@ -1,0 +1,337 @@
+//! What is said in one POP3 connection: lines in, and what the session's [`Action`]s ask for.
+//!
+//! It refuses lines without CRLF, commands that travelled with STLS (CVE-2011-0411), and passwords in the clear unless the
+//! listener allows them. Memory is bounded whatever the size of a mail: content goes through in pieces. When content fails in
+//! the middle the connection ends without the closing dot, so that half a mail is never taken for a whole one. Passwords never
+//! reach a log.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hikyaku_blob::BlobError;
+use hikyaku_blob::body::BodyReader;
+use hikyaku_directory::{Account, LoginError, Unavailable};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{sleep, timeout};
+
+use crate::mailboxes::{Fetched, OpenError};
+use crate::pop3::command::{Command, Password};
+use crate::pop3::line::Line;
+use crate::pop3::maildrop::{MailboxRef, Maildrop};
+use crate::pop3::multiline::Multiline;
+use crate::pop3::reply::{Reply, ResponseCode};
+use crate::pop3::server::{Ending, Visit};
+use crate::pop3::session::{Action, Channel, Listing, Retrieve, Session};
+use crate::pop3::wire::Wire;
+
+/// One connection, or one side of STLS of it.
+pub(super) struct Conversation<'a, S> {
+    visit: &'a mut Visit,
+    wire: Wire<S>,
+    session: Session,
+    channel: Channel,
+}
+
+/// Why a login did not end in an open maildrop.
+enum Refused {
+    /// No such login, or not its password.
+    Wrong,
+    /// It may not log in.
+    Closed,
+    /// Not known now; the reason is for the log.
+    Unavailable(String),
+}
+
+impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
+    /// Over `stream`.
+    pub(super) fn new(visit: &'a mut Visit, stream: S, channel: Channel) -> Conversation<'a, S> {
+        let wire = Wire::new(stream, visit.options.write_timeout);
+        Conversation { visit, wire, session: Session::default(), channel }
+    }
+
+    /// The stream with what is still to be sent.
+    pub(super) fn into_wire(self) -> Wire<S> {
+        self.wire
+    }
+
+    /// Talks until there is an end.
+    pub(super) async fn run(&mut self, banner: bool) -> Ending {
+        if banner {
+            self.wire.reply(&Reply::ok("POP3 server ready"));
+        }
+        loop {
+            if let Err(ending) = self.turn().await {
+                return ending;
+            }
+        }
+    }
+
+    async fn turn(&mut self) -> Result<(), Ending> {
+        let options = &self.visit.options;
+        let drain_patience = match self.session {
+            Session::Transaction(_) => options.drain_patience,
+            Session::Authorization { .. } | Session::Update => Duration::ZERO,
+        };
+        match self.wire.line(options.idle_timeout, self.visit.drain.clone(), drain_patience).await? {
+            Line::Complete(line) => match Command::parse(&line) {
+                Ok(command) => self.command(command).await,
+                Err(error) => self.error(error.into()),
+            },
+            Line::TooLong => self.error(Reply::err("line is too long")),
+            Line::Malformed | Line::Endless => {
+                self.wire.reply(&Reply::err("this is no line of POP3"));
+                Err(Ending::Nonsense)
+            }
+        }
+    }
+
+    fn error(&mut self, reply: Reply) -> Result<(), Ending> {
+        self.wire.reply(&reply);
+        self.visit.errors += 1;
+        if self.visit.errors >= self.visit.options.errors_max {
+            return Err(Ending::Nonsense);
+        }
+        Ok(())
+    }
+
+    async fn command(&mut self, command: Command) -> Result<(), Ending> {
+        let session = std::mem::replace(&mut self.session, Session::Update);
+        let (session, action) = session.on_command(command, self.channel);
+        self.session = session;
+        match action {
+            Action::Reply(reply) => self.wire.reply(&reply),
+            Action::Capabilities => self.capabilities(),
+            Action::StartTls => return Err(self.start_tls().await),
+            Action::Login { user, password } => self.login(&user, &password).await?,
+            Action::List(listing) => self.list(listing).await?,
+            Action::Retrieve(retrieve) => self.retrieve(&retrieve).await?,
+            Action::Goodbye => {
+                self.wire.reply(&Reply::ok("goodbye"));
+                return Err(Ending::Quit);
+            }
+            Action::Expunge { mailbox, uids } => return Err(self.expunge(&mailbox, uids).await),
+        }
+        Ok(self.wire.flush_full().await?)
+    }
+
+    fn capabilities(&mut self) {
+        self.wire.reply(&Reply::ok("capabilities follow"));
+        let out = self.wire.output();
+        // RFC 2449 section 6, RFC 3206 section 4
+        out.extend_from_slice(b"TOP\r\nUIDL\r\nRESP-CODES\r\nAUTH-RESP-CODE\r\nPIPELINING\r\n");
+        if matches!(self.session, Session::Authorization { .. }) {
+            if self.channel.login_allowed() {
+                out.extend_from_slice(b"USER\r\n");
+            }
+            if self.channel.stls_possible() {
+                out.extend_from_slice(b"STLS\r\n");
+            }
+        }
+        out.extend_from_slice(b"IMPLEMENTATION Hikyaku\r\n.\r\n");
+    }
+
+    /// The reply is the last thing in the clear, and the command must have been the last thing too: whatever came with it was
+    /// not protected, and must not be answered as if it had been.
+    async fn start_tls(&mut self) -> Ending {
+        if self.wire.has_input() {
+            self.wire.reply(&Reply::err("STLS must come alone"));
+            return Ending::Injection;
+        }
+        self.wire.reply(&Reply::ok("begin TLS"));
+        match self.wire.flush().await {
+            Ok(()) => Ending::StartTls,
+            Err(closed) => closed.into(),
+        }
+    }
+
+    async fn login(&mut self, user: &str, password: &Password) -> Result<(), Ending> {
+        self.wire.flush().await?;
+        let (peer, tls) = (self.visit.peer, self.channel.tls);
+        let refused = match self.visit.open(user, password).await {
+            Ok((account, maildrop)) => {
+                let messages = maildrop.count();
+                tracing::info!(target: "access", account = %account.id, login = ?user, %peer, tls, messages, "login ok");
+                self.wire.reply(&Reply::ok(format!("maildrop has {messages} messages ({} octets)", maildrop.octets())));
+                self.visit.account = Some(account.id);
+                self.session = Session::Transaction(maildrop);
+                return Ok(());
+            }
+            Err(refused) => refused,
+        };
+        let (reason, reply) = match &refused {
+            Refused::Wrong => ("wrong", Reply::Err(Some(ResponseCode::Auth), "wrong login or password")),
+            Refused::Closed => ("closed", Reply::Err(Some(ResponseCode::Auth), "this account may not log in")),
+            Refused::Unavailable(reason) => {
+                let text = "not available now, try again later";
+                (reason.as_str(), Reply::Err(Some(ResponseCode::SysTemp), text))
+            }
+        };
+        tracing::info!(target: "access", login = ?user, %peer, tls, reason, "login failed");
+        if !matches!(refused, Refused::Unavailable(_)) {
+            self.visit.delay_failure().await;
+        }
+        self.wire.reply(&reply);
+        if self.visit.failures >= self.visit.options.login_failures_max {
+            return Err(Ending::LoginFailures);
+        }
+        Ok(())
+    }
+
+    async fn list(&mut self, listing: Listing) -> Result<(), Ending> {
+        let Session::Transaction(maildrop) = &self.session else { return Ok(()) };
+        let (count, octets) = (maildrop.count(), maildrop.octets());
+        self.wire.reply(&Reply::ok(format!("{count} messages ({octets} octets)")));
+        for message in maildrop.messages() {
+            let line = match listing {
+                Listing::Sizes => format!("{} {}\r\n", message.number, message.size),
+                Listing::UniqueIds => format!("{} {}\r\n", message.number, message.unique_id),
+            };
+            self.wire.output().extend_from_slice(line.as_bytes());
+            self.wire.flush_full().await?;
+        }
+        self.wire.output().extend_from_slice(b".\r\n");
+        Ok(())
+    }
+
+    async fn retrieve(&mut self, retrieve: &Retrieve) -> Result<(), Ending> {
+        let account = &retrieve.mailbox.account;
+        let unavailable = Reply::Err(Some(ResponseCode::SysTemp), "not available now, try again later");
+        let fetched = match self.visit.deps.mailboxes.fetch(&retrieve.mailbox, retrieve.uid).await {
+            Ok(Some(fetched)) => fetched,
+            Ok(None) => {
+                self.wire.reply(&Reply::err("message was deleted meanwhile"));
+                return Ok(());
+            }
+            Err(error) => {
+                tracing::warn!(target: "access", %account, uid = retrieve.uid, %error, "message is not available");
+                self.wire.reply(&unavailable);
+                return Ok(());
+            }
+        };
+        let size = (fetched.prefix.len() as u64).saturating_add(fetched.body.size);
+        if size != retrieve.size {
+            tracing::error!(target: "access", %account, uid = retrieve.uid, listed = retrieve.size, size, "sizes differ");
+        }
+        match self.visit.begin_content(&fetched).await {
+            Ok((reader, first)) => {
+                let sent = self.content(retrieve, &fetched, reader, first).await?;
+                if retrieve.body_lines.is_none() {
+                    self.visit.tally.retrieved += 1;
+                    self.visit.tally.octets += sent;
+                }
+            }
+            Err(error) => {
+                tracing::error!(target: "access", %account, uid = retrieve.uid, %error, "content is not readable");
+                self.wire.reply(&match error {
+                    BlobError::Missing => Reply::Err(Some(ResponseCode::SysPerm), "content is missing, tell your postmaster"),
+                    BlobError::Full | BlobError::Unavailable(_) => unavailable,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the message; answers its octets as far as they were wanted.
+    async fn content(
+        &mut self,
+        retrieve: &Retrieve,
+        fetched: &Fetched,
+        mut reader: BodyReader,
+        first: Option<Bytes>,
+    ) -> Result<u64, Ending> {
+        let mut encoder = match retrieve.body_lines {
+            Some(lines) => Multiline::top(lines),
+            None => Multiline::whole(),
+        };
+        self.wire.reply(&Reply::ok(format!("{} octets", fetched.prefix.len() as u64 + fetched.body.size)));
+        encoder.push(&fetched.prefix, self.wire.output());
+        let (mut piece, mut body_octets) = (first, 0);
+        while let Some(octets) = piece {
+            body_octets += octets.len() as u64;
+            encoder.push(&octets, self.wire.output());
+            drop(octets);
+            self.wire.flush_full().await?;
+            if encoder.is_done() {
+                break;
+            }
+            let next = timeout(self.visit.options.content_timeout, reader.read()).await;
+            piece = next.unwrap_or_else(|_| Err(late())).map_err(|error| broken(retrieve, &error))?;
+        }
+        if !encoder.is_done() && body_octets != fetched.body.size {
+            return Err(broken(retrieve, &BlobError::Unavailable("content is not as long as it says".into())));
+        }
+        encoder.finish(self.wire.output());
+        Ok(fetched.prefix.len() as u64 + body_octets)
+    }
+
+    /// QUIT with marks: says yes only when they are expunged.
+    async fn expunge(&mut self, mailbox: &MailboxRef, uids: Vec<u32>) -> Ending {
+        let marked = uids.len();
+        match self.visit.deps.mailboxes.expunge(mailbox, uids).await {
+            Ok(_) => {
+                self.visit.tally.deleted = marked;
+                self.wire.reply(&Reply::ok(format!("{marked} messages deleted, goodbye")));
+                Ending::Quit
+            }
+            Err(error) => {
+                tracing::warn!(target: "access", account = %mailbox.account, marked, %error, "expunge is not confirmed");
+                let text = "the marked messages may not be deleted, try again later";
+                self.wire.reply(&Reply::Err(Some(ResponseCode::SysTemp), text));
+                Ending::NotExpunged
+            }
+        }
+    }
+}
+
+/// The questions to others.
+impl Visit {
+    async fn open(&self, user: &str, password: &Password) -> Result<(Account, Maildrop), Refused> {
+        let deps = &self.deps;
+        let asked = deps.directory.authenticate(user, password.as_bytes());
+        let answer = timeout(self.options.directory_timeout, asked).await;
+        let account = match answer {
+            Ok(Ok(account)) => account,
+            Ok(Err(LoginError::Wrong)) => return Err(Refused::Wrong),
+            Ok(Err(LoginError::Disabled)) => return Err(Refused::Closed),
+            Ok(Err(LoginError::Unavailable(Unavailable { reason }))) => return Err(Refused::Unavailable(reason)),
+            Err(_) => return Err(Refused::Unavailable("directory gave no answer in time".into())),
+        };
+        match deps.mailboxes.open(&account.id).await {
+            Ok(maildrop) => Ok((account, maildrop)),
+            Err(OpenError::Closed) => Err(Refused::Closed),
+            Err(OpenError::Unavailable(unavailable)) => Err(Refused::Unavailable(unavailable.to_string())),
+        }
+    }
+
+    /// Counts a failed login and holds its answer back, longer each time.
+    async fn delay_failure(&mut self) {
+        let options = &self.options;
+        let doubled = options.login_delay.saturating_mul(1 << self.failures.min(16));
+        self.failures += 1;
+        tokio::select! {
+            biased;
+            () = self.drain.cancelled() => {}
+            () = sleep(doubled.min(options.login_delay_max)) => {}
+        }
+    }
+
+    /// Opens the content and reads its first piece, so that what is missing or broken is still answered in order.
+    async fn begin_content(&self, fetched: &Fetched) -> Result<(BodyReader, Option<Bytes>), BlobError> {
+        let begun = async {
+            let mut reader = BodyReader::open(&*self.deps.blobs, &fetched.body).await?;
+            let first = reader.read().await?;
+            Ok((reader, first))
+        };
+        timeout(self.options.content_timeout, begun).await.unwrap_or_else(|_| Err(late()))
+    }
+}
+
+fn late() -> BlobError {
+    BlobError::Unavailable("no content in time".into())
+}
+
+fn broken(retrieve: &Retrieve, error: &BlobError) -> Ending {
+    let account = &retrieve.mailbox.account;
+    tracing::error!(target: "access", %account, uid = retrieve.uid, %error, "content broke off");
+    Ending::Content
+}

@@ -1,0 +1,10 @@
+//! POP3 dialogues against a peer double of Home and mailbox shards: RFC 1939, 2449, 2595, 3206.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
+
+mod content;
+mod dialogues;
+mod ends;
+mod logins;
+mod support;
+mod tls;
