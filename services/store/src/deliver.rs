@@ -205,8 +205,7 @@ impl MailboxMachine {
     ) -> Result<Option<Answer>, StoreError> {
         let email_key = key::email(id, EmailId::of_delivery(delivery_id));
         if let Some(value) = self.writer.get(&email_key)? {
-            let email =
-                StoredEmail::decode(value).map_err(|_| StoreError::Corrupt("an email"))?;
+            let email = StoredEmail::decode(value).map_err(|_| StoreError::Corrupt("an email"))?;
             return Ok(Some(Answer::AlreadyDelivered(StoredAt {
                 uid_validity: email.uid_validity,
                 uid: email.uid,

@@ -145,13 +145,12 @@ impl MailboxMachine {
         added: usize,
     ) -> Result<(), StoreError> {
         let prefix = key::of_mailbox(b'v', id, mailbox_id);
-        let oldest = self
-            .writer
-            .scan(&prefix, &prefix, added + VANISHED_EXTRA)?;
+        let oldest = self.writer.scan(&prefix, &prefix, added + VANISHED_EXTRA)?;
         for (found, value) in oldest {
             let vanished = StoredVanished::decode(Bytes::clone(&value))
                 .map_err(|_| StoreError::Corrupt("a vanished entry"))?;
-            let expired = vanished.expunged_ms.saturating_add(VANISHED_MS) <= self.shard.log_time_ms;
+            let expired =
+                vanished.expunged_ms.saturating_add(VANISHED_MS) <= self.shard.log_time_ms;
             if mailbox.vanished <= VANISHED_MAX && !expired {
                 break;
             }

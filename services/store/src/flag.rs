@@ -39,11 +39,7 @@ pub enum FlagError {
 ///
 /// # Errors
 /// As [`FlagError`] says; the table may have grown.
-pub fn parse(
-    names: &[String],
-    table: &mut Vec<String>,
-    create: bool,
-) -> Result<Flags, FlagError> {
+pub fn parse(names: &[String], table: &mut Vec<String>, create: bool) -> Result<Flags, FlagError> {
     if names.len() > NAMED_MAX {
         return Err(FlagError::NotAFlag);
     }
@@ -60,7 +56,10 @@ pub fn parse(
         if !is_keyword(name) {
             return Err(FlagError::NotAFlag);
         }
-        let index = match table.iter().position(|known| known.eq_ignore_ascii_case(name)) {
+        let index = match table
+            .iter()
+            .position(|known| known.eq_ignore_ascii_case(name))
+        {
             Some(index) => index,
             None if !create => continue,
             None if table.len() >= KEYWORDS_MAX => return Err(FlagError::TooManyKeywords),
@@ -109,7 +108,13 @@ mod tests {
     fn names_become_bits_and_names_again() {
         let mut table = owned(&["$Junk"]);
         let flags = parse(&owned(&["\\SEEN", "$junk", "Work"]), &mut table, true).unwrap();
-        assert_eq!(flags, Flags { system: 1, keywords: 3 });
+        assert_eq!(
+            flags,
+            Flags {
+                system: 1,
+                keywords: 3
+            }
+        );
         assert_eq!(names(flags, &table), owned(&["\\Seen", "$Junk", "Work"]));
         let removed = parse(&owned(&["nobody-knows"]), &mut table, false).unwrap();
         assert_eq!(removed, Flags::default());
@@ -124,6 +129,9 @@ mod tests {
             assert_eq!(parsed, Err(FlagError::NotAFlag), "{bad}");
         }
         let many: Vec<String> = (0..=KEYWORDS_MAX).map(|n| format!("k{n}")).collect();
-        assert_eq!(parse(&many, &mut table, true), Err(FlagError::TooManyKeywords));
+        assert_eq!(
+            parse(&many, &mut table, true),
+            Err(FlagError::TooManyKeywords)
+        );
     }
 }

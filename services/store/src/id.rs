@@ -83,12 +83,14 @@ mod tests {
     #[test]
     fn ids_are_object_ids_and_never_change() {
         // RFC 8474 section 7: 1 to 255 of A-Z a-z 0-9 _ -
+        let digits = EmailId::from_bytes(b"foobarfoobarfoo").unwrap();
+        assert_eq!(digits.to_string(), "MMZXW6YTBOJTG633CMFZGM33P");
         let email = EmailId::of_delivery(&[7; 20]);
-        assert_eq!(email.to_string(), "MXQYF7M5YLFPJ7TLKQS3AGHD3");
+        assert_eq!(email.to_string(), "MQRX6HPLQ3XEOU4NBDYH2NWRP");
         assert_eq!(EmailId::from_bytes(&email.to_bytes()), Some(email));
         assert_ne!(email, EmailId::of_delivery(&[8; 20]));
         let inbox = MailboxObjectId::of_mailbox("alice", 1);
-        assert_eq!(inbox.to_string(), "F");
+        assert_eq!(inbox.to_string(), "FSQWURLHP7SXIDRW5FOGU4Z2D");
         assert_ne!(inbox, MailboxObjectId::of_mailbox("alice", 2));
     }
 }

@@ -109,10 +109,9 @@ impl MailboxMachine {
         mut account: StoredAccount,
         piece: IngestMailbox,
     ) -> Result<Answer, StoreError> {
-        let (Some(name), Some(special_use)) = (
-            canonical_name(&piece.name),
-            special_use(&piece.special_use),
-        ) else {
+        let (Some(name), Some(special_use)) =
+            (canonical_name(&piece.name), special_use(&piece.special_use))
+        else {
             return Ok(Answer::Refused("not a mailbox name or special use"));
         };
         let numbers_fit = piece.mailbox_id != 0
@@ -322,8 +321,7 @@ impl MailboxMachine {
         if account.inbox == 0 {
             return Ok(Answer::Refused("INBOX is missing"));
         }
-        let purge_at_ms =
-            (account.state() == AccountState::Deleted).then_some(end.purge_at_ms);
+        let purge_at_ms = (account.state() == AccountState::Deleted).then_some(end.purge_at_ms);
         self.schedule_purge(id, &mut account, purge_at_ms)?;
         account.set_phase(Phase::Open);
         let (messages, used_bytes) = (account.messages, account.used_bytes);

@@ -92,9 +92,7 @@ impl MailboxMachine {
 
     fn has_special_use(&mut self, id: &str, special_use: &str) -> Result<bool, StoreError> {
         let prefix = key::of_account(b'x', id);
-        let pairs = self
-            .writer
-            .scan(&prefix, &prefix, MAILBOXES_MAX as usize)?;
+        let pairs = self.writer.scan(&prefix, &prefix, MAILBOXES_MAX as usize)?;
         for (found, _) in pairs {
             let mailbox = self.mailboxes.get(&self.writer, &found)?;
             if mailbox.is_some_and(|mailbox| mailbox.special_use == special_use) {
@@ -116,7 +114,16 @@ mod tests {
         assert_eq!(canonical("iNbOx/work"), "INBOX/work");
         assert_eq!(canonical("Inboxes"), "Inboxes");
         assert_eq!(canonical("日本語/仕事"), "日本語/仕事");
-        for bad in ["", "/", "a//b", "a/", "/a", "a\0b", "a\r\n", &"x".repeat(256)] {
+        for bad in [
+            "",
+            "/",
+            "a//b",
+            "a/",
+            "/a",
+            "a\0b",
+            "a\r\n",
+            &"x".repeat(256),
+        ] {
             assert_eq!(canonical_name(bad), None, "{bad:?}");
         }
     }

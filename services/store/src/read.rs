@@ -83,8 +83,7 @@ pub fn mailboxes(
     let pairs = snapshot.scan(&prefix, &prefix, mailbox::MAILBOXES_MAX as usize)?;
     let mut mailboxes = Vec::with_capacity(pairs.len());
     for (found, value) in pairs {
-        let mailbox =
-            StoredMailbox::decode(value).map_err(|_| StoreError::Corrupt("a mailbox"))?;
+        let mailbox = StoredMailbox::decode(value).map_err(|_| StoreError::Corrupt("a mailbox"))?;
         mailboxes.push((mailbox_of(&found, b'x')?, mailbox));
     }
     Ok(mailboxes)
@@ -105,8 +104,7 @@ pub fn messages(
     let pairs = snapshot.scan(&prefix, &key::message(id, mailbox_id, uid), limit)?;
     let mut messages = Vec::with_capacity(pairs.len());
     for (found, value) in pairs {
-        let message =
-            StoredMessage::decode(value).map_err(|_| StoreError::Corrupt("a message"))?;
+        let message = StoredMessage::decode(value).map_err(|_| StoreError::Corrupt("a message"))?;
         let mut parts = Parts::of(&found, b'u').ok_or(StoreError::Corrupt("a key"))?;
         parts.account();
         parts.u64();
@@ -133,11 +131,9 @@ pub fn message(
         _ => return Ok(None),
     };
     match mailbox(snapshot, id, mailbox_id)? {
-        Some(mailbox) if mailbox.uid_validity == uid_validity => decoded(
-            snapshot,
-            &key::message(id, mailbox_id, uid),
-            "a message",
-        ),
+        Some(mailbox) if mailbox.uid_validity == uid_validity => {
+            decoded(snapshot, &key::message(id, mailbox_id, uid), "a message")
+        }
         _ => Ok(None),
     }
 }
