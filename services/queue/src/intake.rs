@@ -40,7 +40,8 @@ pub struct Intake {
     shard: Shard<QueueMachine>,
     gauges: Arc<Gauges>,
     options: QueueOptions,
-    progress: Arc<Mutex<(u64, Instant)>>,
+    /// Since when the shard has stood at this position with something to apply.
+    stalled: Arc<Mutex<Option<(u64, Instant)>>>,
 }
 
 /// Why a shard is not chosen.
@@ -60,7 +61,7 @@ impl Intake {
             shard: shard.clone(),
             gauges,
             options,
-            progress: Arc::new(Mutex::new((0, Instant::now()))),
+            stalled: Arc::default(),
         }
     }
 
@@ -96,11 +97,17 @@ impl Intake {
         let bounds = self.shard.log().bounds(self.shard.id());
         let applied = self.shard.applied().borrow().0;
         let lag = bounds.end.0.saturating_sub(applied + 1);
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        if lag == 0 || progress.0 != applied {
-            *progress = (applied, now);
+        if lag == 0 {
+            *self.stalled.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            return false;
         }
-        lag > LAG_MAX || now.duration_since(progress.1) > STALL_MAX
+        let mut stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let since = match *stalled {
+            Some((position, since)) if position == applied => since,
+            _ => now,
+        };
+        *stalled = Some((applied, since));
+        lag > LAG_MAX || now.duration_since(since) > STALL_MAX
     }
 }

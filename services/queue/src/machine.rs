@@ -108,6 +108,8 @@ pub struct QueueMachine {
     pub(crate) bodies: Bodies,
     /// Where replay began.
     start: Position,
+    /// The end of the log when replay began: before it has come so far, a message can be missing whose Carry is still to come.
+    replay_end: Position,
     /// The highest log start heard of.
     log_start: Position,
     /// The next record to apply.
@@ -145,6 +147,7 @@ impl QueueMachine {
             kept: Kept::default(),
             bodies: Bodies::new(options.body_cache_bytes_max),
             start: Position(1),
+            replay_end: Position(1),
             log_start: Position(1),
             next: Position(1),
             log_time_ms: 0,
@@ -447,6 +450,7 @@ impl Machine for QueueMachine {
         self.retained_bytes = 0;
         self.log_time_ms = 0;
         self.start = bounds.start;
+        self.replay_end = bounds.end;
         self.log_start = bounds.start;
         self.next = bounds.start;
         Ok(bounds.start)
@@ -512,6 +516,9 @@ impl Machine for QueueMachine {
     }
 
     fn keep_from(&self) -> Position {
+        if self.next < self.replay_end {
+            return self.log_start;
+        }
         let waiting = self
             .cancels
             .iter()
