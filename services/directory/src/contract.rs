@@ -185,6 +185,7 @@ async fn logins(directory: &dyn Directory) {
         ("disabled", b"wrong"),
         ("no-password", PASSWORD),
         ("no-password", b""),
+        ("empty-password", b""),
     ] {
         let answer = directory.authenticate(login, password).await;
         assert_eq!(answer, Err(LoginError::Wrong), "{login:?}");

@@ -237,12 +237,11 @@ impl Table {
         found.or_else(|| self.addresses.get(self.without_detail(&key)?.as_str()).copied())
     }
 
-    /// `user@domain` for the key `user+detail@domain`. A quoted local part has no detail.
+    /// `user@domain` for the key `user+detail@domain`. A quoted local part has none: what is cut off it is no key.
     fn without_detail(&self, key: &str) -> Option<String> {
         let (local, domain) = key.rsplit_once('@')?;
         let (user, _) = local.split_once(self.settings.recipient_delimiter?)?;
-        let has_user = !user.is_empty() && !local.starts_with('"');
-        has_user.then(|| format!("{user}@{domain}"))
+        Some(format!("{user}@{domain}"))
     }
 
     /// The local part as compared, without detail.
