@@ -13,7 +13,8 @@ use hikyaku_proto::transport::Transport;
 use hikyaku_proto::v1::home_client::HomeClient;
 use hikyaku_proto::v1::mailbox_client::MailboxClient;
 use hikyaku_proto::v1::{
-    Body, Expunge, ExpungeRequest, FetchRequest, LookupRequest, MaildropPage, NotOwner, OpenMaildropRequest,
+    Body, Expunge, ExpungeRequest, FetchRequest, LookupRequest, MaildropPage, NotOwner,
+    OpenMaildropRequest,
 };
 use hikyaku_shard::ambient::SharedAmbient;
 use tokio::time::{Instant, sleep, timeout};
@@ -103,7 +104,12 @@ impl Mailboxes {
         ambient: SharedAmbient,
         options: MailboxesOptions,
     ) -> Mailboxes {
-        Mailboxes { home, shards, ambient, options }
+        Mailboxes {
+            home,
+            shards,
+            ambient,
+            options,
+        }
     }
 
     /// The INBOX of `account` as it is now.
@@ -126,7 +132,12 @@ impl Mailboxes {
                 },
                 Opened::NotOwner(_) => match self.lookup(account, true).await? {
                     Some(owner) => owner,
-                    None => return Err(Unavailable::new("a shard disowns an account that Home does not know").into()),
+                    None => {
+                        return Err(Unavailable::new(
+                            "a shard disowns an account that Home does not know",
+                        )
+                        .into());
+                    }
                 },
             };
             tracing::debug!(target: "access", %account, from = shard, to = next, "following the owner");
@@ -143,13 +154,23 @@ impl Mailboxes {
         }
     }
 
-    async fn lookup(&self, account: &AccountId, linearizable: bool) -> Result<Option<u32>, Unavailable> {
-        let request = LookupRequest { account: account.to_string(), linearizable };
+    async fn lookup(
+        &self,
+        account: &AccountId,
+        linearizable: bool,
+    ) -> Result<Option<u32>, Unavailable> {
+        let request = LookupRequest {
+            account: account.to_string(),
+            linearizable,
+        };
         let mut home = self.home.clone();
         Ok(self.answer(home.lookup(request)).await?.into_inner().shard)
     }
 
-    async fn answer<T>(&self, call: impl Future<Output = Result<T, Status>>) -> Result<T, Unavailable> {
+    async fn answer<T>(
+        &self,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Unavailable> {
         match timeout(self.options.call_timeout, call).await {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(status)) => Err(Unavailable::new(status)),
@@ -158,9 +179,13 @@ impl Mailboxes {
     }
 
     async fn open_at(&self, shard: u32, account: &AccountId) -> Result<Opened, OpenError> {
-        let request = OpenMaildropRequest { shard, account: account.to_string() };
+        let request = OpenMaildropRequest {
+            shard,
+            account: account.to_string(),
+        };
         let mut shards = self.shards.clone();
-        let reply: Response<Streaming<MaildropPage>> = self.answer(shards.open_maildrop(request)).await?;
+        let reply: Response<Streaming<MaildropPage>> =
+            self.answer(shards.open_maildrop(request)).await?;
         let mut pages = reply.into_inner();
         let Some(first) = self.answer(pages.message()).await? else {
             return Err(Unavailable::new("no page of the maildrop").into());
@@ -175,7 +200,12 @@ impl Mailboxes {
             return Ok(Opened::Absent);
         }
         let (mailbox_id, uid_validity) = (first.mailbox_id, first.uid_validity);
-        let mailbox = MailboxRef { shard, account: account.clone(), mailbox_id, uid_validity };
+        let mailbox = MailboxRef {
+            shard,
+            account: account.clone(),
+            mailbox_id,
+            uid_validity,
+        };
         let mut builder = MaildropBuilder::new(mailbox, self.options.messages_max);
         let mut page = Some(first);
         while let Some(MaildropPage { messages, .. }) = page {
@@ -185,7 +215,9 @@ impl Mailboxes {
                         "maildrop is larger than is shown");
                     return Ok(Opened::Maildrop(builder.finish()));
                 }
-                builder.push(message.uid, message.size, &message.email_id).map_err(Unavailable::new)?;
+                builder
+                    .push(message.uid, message.size, &message.email_id)
+                    .map_err(Unavailable::new)?;
             }
             page = self.answer(pages.message()).await?;
         }
@@ -196,7 +228,11 @@ impl Mailboxes {
     ///
     /// # Errors
     /// When nobody knows.
-    pub async fn fetch(&self, mailbox: &MailboxRef, uid: u32) -> Result<Option<Fetched>, Unavailable> {
+    pub async fn fetch(
+        &self,
+        mailbox: &MailboxRef,
+        uid: u32,
+    ) -> Result<Option<Fetched>, Unavailable> {
         let request = FetchRequest {
             shard: mailbox.shard,
             account: mailbox.account.to_string(),
@@ -209,8 +245,13 @@ impl Mailboxes {
         if !reply.found {
             return Ok(None);
         }
-        let body = reply.body.ok_or_else(|| Unavailable::new("a message without body"))?;
-        Ok(Some(Fetched { prefix: reply.prefix, body }))
+        let body = reply
+            .body
+            .ok_or_else(|| Unavailable::new("a message without body"))?;
+        Ok(Some(Fetched {
+            prefix: reply.prefix,
+            body,
+        }))
     }
 
     /// Expunges `uids`; returns only when that is applied. What was expunged already stays so.
@@ -232,7 +273,9 @@ impl Mailboxes {
         let mut pause = REPEAT_PAUSE;
         loop {
             let mut shards = self.shards.clone();
-            let left = deadline.saturating_duration_since(Instant::now()).min(self.options.call_timeout);
+            let left = deadline
+                .saturating_duration_since(Instant::now())
+                .min(self.options.call_timeout);
             let unanswered = match timeout(left, shards.expunge(request.clone())).await {
                 Ok(Ok(reply)) => return Ok(reply.into_inner().expunged),
                 Ok(Err(status)) => Unavailable::new(status),

@@ -89,7 +89,9 @@ impl Command {
             None => (line, &[][..]),
         };
         let mut upper = [0; 4];
-        let upper = upper.get_mut(..keyword.len()).ok_or(CommandError::Unknown)?;
+        let upper = upper
+            .get_mut(..keyword.len())
+            .ok_or(CommandError::Unknown)?;
         upper.copy_from_slice(keyword);
         upper.make_ascii_uppercase();
         match &*upper {
@@ -103,7 +105,10 @@ impl Command {
             b"RETR" => Ok(Command::Retr(number(arguments)?)),
             b"TOP" => {
                 let space = memchr::memchr(b' ', arguments).ok_or(CommandError::Arguments)?;
-                let (message, lines) = (number(&arguments[..space])?, number(&arguments[space + 1..])?);
+                let (message, lines) = (
+                    number(&arguments[..space])?,
+                    number(&arguments[space + 1..])?,
+                );
                 Ok(Command::Top { message, lines })
             }
             b"DELE" => Ok(Command::Dele(number(arguments)?)),
@@ -130,7 +135,9 @@ fn number(argument: &[u8]) -> Result<u32, CommandError> {
         return Err(CommandError::Arguments);
     }
     Ok(digits.iter().fold(0, |number: u32, digit| {
-        number.saturating_mul(10).saturating_add(u32::from(digit - b'0'))
+        number
+            .saturating_mul(10)
+            .saturating_add(u32::from(digit - b'0'))
     }))
 }
 
@@ -142,7 +149,8 @@ fn optional_number(argument: &[u8]) -> Result<Option<u32>, CommandError> {
 }
 
 fn name(argument: &[u8]) -> Result<String, CommandError> {
-    let text = std::str::from_utf8(argument.trim_ascii_end()).map_err(|_| CommandError::Arguments)?;
+    let text =
+        std::str::from_utf8(argument.trim_ascii_end()).map_err(|_| CommandError::Arguments)?;
     if text.is_empty() || text.chars().any(char::is_control) {
         return Err(CommandError::Arguments);
     }
@@ -170,9 +178,15 @@ mod tests {
         for (line, expected) in [
             ("CAPA", Ok(Command::Capa)),
             ("capa ", Ok(Command::Capa)),
-            ("USER alice@example.jp", Ok(Command::User("alice@example.jp".into()))),
+            (
+                "USER alice@example.jp",
+                Ok(Command::User("alice@example.jp".into())),
+            ),
             ("uSeR 飛脚 ", Ok(Command::User("飛脚".into()))),
-            ("PASS  two spaces ", Ok(Command::Pass(Password(b" two spaces ".to_vec())))),
+            (
+                "PASS  two spaces ",
+                Ok(Command::Pass(Password(b" two spaces ".to_vec()))),
+            ),
             ("STLS", Ok(Command::Stls)),
             ("STAT", Ok(Command::Stat)),
             ("LIST", Ok(Command::List(None))),
@@ -212,19 +226,38 @@ mod tests {
             assert_eq!(Command::parse(line.as_bytes()), expected, "{line:?}");
         }
         assert_eq!(Command::parse(b"USER \xff"), Err(CommandError::Arguments));
-        assert_eq!(Command::parse(b"PASS \xff"), Ok(Command::Pass(Password(vec![0xff]))));
+        assert_eq!(
+            Command::parse(b"PASS \xff"),
+            Ok(Command::Pass(Password(vec![0xff])))
+        );
     }
 
     #[test]
     fn a_password_is_not_printed() {
-        assert_eq!(format!("{:?}", Command::parse(b"PASS secret").unwrap()), "Pass(Password(..))");
+        assert_eq!(
+            format!("{:?}", Command::parse(b"PASS secret").unwrap()),
+            "Pass(Password(..))"
+        );
     }
 
     /// Octets that come close to commands.
     fn nearly() -> impl Strategy<Value = Vec<u8>> {
         let word = prop_oneof![
-            Just("TOP"), Just("list"), Just("USER"), Just("PASS"), Just("RETR"), Just("UIDL"), Just(" "), Just("  "),
-            Just("0"), Just("1"), Just("4294967296"), Just("-1"), Just("\0"), Just("é"), Just("\t"),
+            Just("TOP"),
+            Just("list"),
+            Just("USER"),
+            Just("PASS"),
+            Just("RETR"),
+            Just("UIDL"),
+            Just(" "),
+            Just("  "),
+            Just("0"),
+            Just("1"),
+            Just("4294967296"),
+            Just("-1"),
+            Just("\0"),
+            Just("é"),
+            Just("\t"),
         ];
         prop::collection::vec(word, 0..8).prop_map(|words| words.concat().into_bytes())
     }

@@ -24,6 +24,9 @@ use crate::pop3::server::{Ending, Visit};
 use crate::pop3::session::{Action, Channel, Listing, Retrieve, Session};
 use crate::pop3::wire::Wire;
 
+/// Content encoded before the output is looked at: bounds by how much it overshoots.
+const CONTENT_BYTES_STEP: usize = 16 << 10;
+
 /// One connection, or one side of STLS of it.
 pub(super) struct Conversation<'a, S> {
     visit: &'a mut Visit,
@@ -46,7 +49,12 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
     /// Over `stream`.
     pub(super) fn new(visit: &'a mut Visit, stream: S, channel: Channel) -> Conversation<'a, S> {
         let wire = Wire::new(stream, visit.options.write_timeout);
-        Conversation { visit, wire, session: Session::default(), channel }
+        Conversation {
+            visit,
+            wire,
+            session: Session::default(),
+            channel,
+        }
     }
 
     /// The stream with what is still to be sent.
@@ -72,7 +80,15 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
             Session::Transaction(_) => options.drain_patience,
             Session::Authorization { .. } | Session::Update => Duration::ZERO,
         };
-        match self.wire.line(options.idle_timeout, self.visit.drain.clone(), drain_patience).await? {
+        match self
+            .wire
+            .line(
+                options.idle_timeout,
+                self.visit.drain.clone(),
+                drain_patience,
+            )
+            .await?
+        {
             Line::Complete(line) => match Command::parse(&line) {
                 Ok(command) => self.command(command).await,
                 Err(error) => self.error(error.into()),
@@ -151,7 +167,10 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
             Ok((account, maildrop)) => {
                 let messages = maildrop.count();
                 tracing::info!(target: "access", account = %account.id, login = ?user, %peer, tls, messages, "login ok");
-                self.wire.reply(&Reply::ok(format!("maildrop has {messages} messages ({} octets)", maildrop.octets())));
+                self.wire.reply(&Reply::ok(format!(
+                    "maildrop has {messages} messages ({} octets)",
+                    maildrop.octets()
+                )));
                 self.visit.account = Some(account.id);
                 self.session = Session::Transaction(maildrop);
                 return Ok(());
@@ -159,11 +178,20 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
             Err(refused) => refused,
         };
         let (reason, reply) = match &refused {
-            Refused::Wrong => ("wrong", Reply::Err(Some(ResponseCode::Auth), "wrong login or password")),
-            Refused::Closed => ("closed", Reply::Err(Some(ResponseCode::Auth), "this account may not log in")),
+            Refused::Wrong => (
+                "wrong",
+                Reply::Err(Some(ResponseCode::Auth), "wrong login or password"),
+            ),
+            Refused::Closed => (
+                "closed",
+                Reply::Err(Some(ResponseCode::Auth), "this account may not log in"),
+            ),
             Refused::Unavailable(reason) => {
                 let text = "not available now, try again later";
-                (reason.as_str(), Reply::Err(Some(ResponseCode::SysTemp), text))
+                (
+                    reason.as_str(),
+                    Reply::Err(Some(ResponseCode::SysTemp), text),
+                )
             }
         };
         tracing::info!(target: "access", login = ?user, %peer, tls, reason, "login failed");
@@ -178,9 +206,12 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
     }
 
     async fn list(&mut self, listing: Listing) -> Result<(), Ending> {
-        let Session::Transaction(maildrop) = &self.session else { return Ok(()) };
+        let Session::Transaction(maildrop) = &self.session else {
+            return Ok(());
+        };
         let (count, octets) = (maildrop.count(), maildrop.octets());
-        self.wire.reply(&Reply::ok(format!("{count} messages ({octets} octets)")));
+        self.wire
+            .reply(&Reply::ok(format!("{count} messages ({octets} octets)")));
         for message in maildrop.messages() {
             let line = match listing {
                 Listing::Sizes => format!("{} {}\r\n", message.number, message.size),
@@ -195,11 +226,21 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
 
     async fn retrieve(&mut self, retrieve: &Retrieve) -> Result<(), Ending> {
         let account = &retrieve.mailbox.account;
-        let unavailable = Reply::Err(Some(ResponseCode::SysTemp), "not available now, try again later");
-        let fetched = match self.visit.deps.mailboxes.fetch(&retrieve.mailbox, retrieve.uid).await {
+        let unavailable = Reply::Err(
+            Some(ResponseCode::SysTemp),
+            "not available now, try again later",
+        );
+        let fetched = match self
+            .visit
+            .deps
+            .mailboxes
+            .fetch(&retrieve.mailbox, retrieve.uid)
+            .await
+        {
             Ok(Some(fetched)) => fetched,
             Ok(None) => {
-                self.wire.reply(&Reply::err("message was deleted meanwhile"));
+                self.wire
+                    .reply(&Reply::err("message was deleted meanwhile"));
                 return Ok(());
             }
             Err(error) => {
@@ -223,7 +264,10 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
             Err(error) => {
                 tracing::error!(target: "access", %account, uid = retrieve.uid, %error, "content is not readable");
                 self.wire.reply(&match error {
-                    BlobError::Missing => Reply::Err(Some(ResponseCode::SysPerm), "content is missing, tell your postmaster"),
+                    BlobError::Missing => Reply::Err(
+                        Some(ResponseCode::SysPerm),
+                        "content is missing, tell your postmaster",
+                    ),
                     BlobError::Full | BlobError::Unavailable(_) => unavailable,
                 });
             }
@@ -243,22 +287,32 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
             Some(lines) => Multiline::top(lines),
             None => Multiline::whole(),
         };
-        self.wire.reply(&Reply::ok(format!("{} octets", fetched.prefix.len() as u64 + fetched.body.size)));
+        self.wire.reply(&Reply::ok(format!(
+            "{} octets",
+            fetched.prefix.len() as u64 + fetched.body.size
+        )));
         encoder.push(&fetched.prefix, self.wire.output());
         let (mut piece, mut body_octets) = (first, 0);
         while let Some(octets) = piece {
             body_octets += octets.len() as u64;
-            encoder.push(&octets, self.wire.output());
+            for step in octets.chunks(CONTENT_BYTES_STEP) {
+                encoder.push(step, self.wire.output());
+                self.wire.flush_full().await?;
+            }
             drop(octets);
-            self.wire.flush_full().await?;
             if encoder.is_done() {
                 break;
             }
             let next = timeout(self.visit.options.content_timeout, reader.read()).await;
-            piece = next.unwrap_or_else(|_| Err(late())).map_err(|error| broken(retrieve, &error))?;
+            piece = next
+                .unwrap_or_else(|_| Err(late()))
+                .map_err(|error| broken(retrieve, &error))?;
         }
         if !encoder.is_done() && body_octets != fetched.body.size {
-            return Err(broken(retrieve, &BlobError::Unavailable("content is not as long as it says".into())));
+            return Err(broken(
+                retrieve,
+                &BlobError::Unavailable("content is not as long as it says".into()),
+            ));
         }
         encoder.finish(self.wire.output());
         Ok(fetched.prefix.len() as u64 + body_octets)
@@ -270,13 +324,15 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
         match self.visit.deps.mailboxes.expunge(mailbox, uids).await {
             Ok(_) => {
                 self.visit.tally.deleted = marked;
-                self.wire.reply(&Reply::ok(format!("{marked} messages deleted, goodbye")));
+                self.wire
+                    .reply(&Reply::ok(format!("{marked} messages deleted, goodbye")));
                 Ending::Quit
             }
             Err(error) => {
                 tracing::warn!(target: "access", account = %mailbox.account, marked, %error, "expunge is not confirmed");
                 let text = "the marked messages may not be deleted, try again later";
-                self.wire.reply(&Reply::Err(Some(ResponseCode::SysTemp), text));
+                self.wire
+                    .reply(&Reply::Err(Some(ResponseCode::SysTemp), text));
                 Ending::NotExpunged
             }
         }
@@ -293,20 +349,30 @@ impl Visit {
             Ok(Ok(account)) => account,
             Ok(Err(LoginError::Wrong)) => return Err(Refused::Wrong),
             Ok(Err(LoginError::Disabled)) => return Err(Refused::Closed),
-            Ok(Err(LoginError::Unavailable(Unavailable { reason }))) => return Err(Refused::Unavailable(reason)),
-            Err(_) => return Err(Refused::Unavailable("directory gave no answer in time".into())),
+            Ok(Err(LoginError::Unavailable(Unavailable { reason }))) => {
+                return Err(Refused::Unavailable(reason));
+            }
+            Err(_) => {
+                return Err(Refused::Unavailable(
+                    "directory gave no answer in time".into(),
+                ));
+            }
         };
         match deps.mailboxes.open(&account.id).await {
             Ok(maildrop) => Ok((account, maildrop)),
             Err(OpenError::Closed) => Err(Refused::Closed),
-            Err(OpenError::Unavailable(unavailable)) => Err(Refused::Unavailable(unavailable.to_string())),
+            Err(OpenError::Unavailable(unavailable)) => {
+                Err(Refused::Unavailable(unavailable.to_string()))
+            }
         }
     }
 
     /// Counts a failed login and holds its answer back, longer each time.
     async fn delay_failure(&mut self) {
         let options = &self.options;
-        let doubled = options.login_delay.saturating_mul(1 << self.failures.min(16));
+        let doubled = options
+            .login_delay
+            .saturating_mul(1 << self.failures.min(16));
         self.failures += 1;
         tokio::select! {
             biased;
@@ -316,13 +382,18 @@ impl Visit {
     }
 
     /// Opens the content and reads its first piece, so that what is missing or broken is still answered in order.
-    async fn begin_content(&self, fetched: &Fetched) -> Result<(BodyReader, Option<Bytes>), BlobError> {
+    async fn begin_content(
+        &self,
+        fetched: &Fetched,
+    ) -> Result<(BodyReader, Option<Bytes>), BlobError> {
         let begun = async {
             let mut reader = BodyReader::open(&*self.deps.blobs, &fetched.body).await?;
             let first = reader.read().await?;
             Ok((reader, first))
         };
-        timeout(self.options.content_timeout, begun).await.unwrap_or_else(|_| Err(late()))
+        timeout(self.options.content_timeout, begun)
+            .await
+            .unwrap_or_else(|_| Err(late()))
     }
 }
 

@@ -64,7 +64,11 @@ impl LineCutter {
         *self = LineCutter::default();
         let line = input.split_to(end).freeze();
         input.advance(2);
-        if fits { Line::Complete(line) } else { Line::TooLong }
+        if fits {
+            Line::Complete(line)
+        } else {
+            Line::TooLong
+        }
     }
 }
 
@@ -75,7 +79,8 @@ mod tests {
     use super::{LINE_BYTES_MAX, Line, LineCutter};
 
     fn lines(pieces: &[&[u8]]) -> (Vec<Line>, usize) {
-        let (mut cutter, mut input, mut lines) = (LineCutter::default(), BytesMut::new(), Vec::new());
+        let (mut cutter, mut input, mut lines) =
+            (LineCutter::default(), BytesMut::new(), Vec::new());
         let mut kept = 0;
         for piece in pieces {
             input.extend_from_slice(piece);
@@ -103,12 +108,19 @@ mod tests {
             ("USER x\nPASS y\r\n", vec![Line::Malformed]),
             ("USER x\rPASS y\r\n", vec![Line::Malformed]),
             ("NOOP\r\r\n", vec![Line::Malformed]),
-            ("NOOP\r\n\nQUIT\r\n", vec![complete("NOOP"), Line::Malformed]),
+            (
+                "NOOP\r\n\nQUIT\r\n",
+                vec![complete("NOOP"), Line::Malformed],
+            ),
         ] {
             let bytes = text.as_bytes();
             for a in 0..=text.len() {
                 for b in a..=text.len() {
-                    assert_eq!(lines(&[&bytes[..a], &bytes[a..b], &bytes[b..]]).0, expected, "{text:?} {a} {b}");
+                    assert_eq!(
+                        lines(&[&bytes[..a], &bytes[a..b], &bytes[b..]]).0,
+                        expected,
+                        "{text:?} {a} {b}"
+                    );
                 }
             }
         }
@@ -118,7 +130,10 @@ mod tests {
     #[test]
     fn the_longest_line() {
         let fits = "x".repeat(LINE_BYTES_MAX - 2);
-        assert_eq!(lines(&[format!("{fits}\r\n").as_bytes()]).0, [complete(&fits)]);
+        assert_eq!(
+            lines(&[format!("{fits}\r\n").as_bytes()]).0,
+            [complete(&fits)]
+        );
         assert_eq!(
             lines(&[format!("{fits}x\r\nNOOP\r\n").as_bytes()]).0,
             [Line::TooLong, complete("NOOP")]

@@ -95,11 +95,15 @@ impl Maildrop {
     /// The messages that are not marked, by number.
     pub fn messages(&self) -> impl Iterator<Item = Message<'_>> {
         let marks = self.deleted.iter().enumerate();
-        marks.filter(|(_, deleted)| !**deleted).filter_map(|(index, _)| self.row(index))
+        marks
+            .filter(|(_, deleted)| !**deleted)
+            .filter_map(|(index, _)| self.row(index))
     }
 
     fn row(&self, index: usize) -> Option<Message<'_>> {
-        let begin = index.checked_sub(1).map_or(Some(0), |before| self.ends.get(before).copied())?;
+        let begin = index
+            .checked_sub(1)
+            .map_or(Some(0), |before| self.ends.get(before).copied())?;
         let end = *self.ends.get(index)?;
         Some(Message {
             number: u32::try_from(index + 1).ok()?,
@@ -132,7 +136,11 @@ impl Maildrop {
 
     /// UIDs of the marked messages, ascending.
     pub fn marked(&self) -> Vec<u32> {
-        let marked = self.uids.iter().zip(&self.deleted).filter(|(_, deleted)| **deleted);
+        let marked = self
+            .uids
+            .iter()
+            .zip(&self.deleted)
+            .filter(|(_, deleted)| **deleted);
         marked.map(|(uid, _)| *uid).collect()
     }
 }
@@ -151,7 +159,13 @@ pub struct MaildropBuilder {
 impl MaildropBuilder {
     /// For `mailbox`; at most `messages_max` messages are taken, those with the lowest UIDs.
     pub fn new(mailbox: MailboxRef, messages_max: usize) -> MaildropBuilder {
-        MaildropBuilder { maildrop: Maildrop { mailbox: Some(mailbox), ..Maildrop::default() }, messages_max }
+        MaildropBuilder {
+            maildrop: Maildrop {
+                mailbox: Some(mailbox),
+                ..Maildrop::default()
+            },
+            messages_max,
+        }
     }
 
     /// Whether no more messages are taken.
@@ -169,7 +183,8 @@ impl MaildropBuilder {
             return Err(Malformed("maildrop: UIDs do not ascend"));
         }
         maildrop.unique_ids.push_str(email_id);
-        let end = u32::try_from(maildrop.unique_ids.len()).map_err(|_| Malformed("maildrop: too many ids"))?;
+        let end = u32::try_from(maildrop.unique_ids.len())
+            .map_err(|_| Malformed("maildrop: too many ids"))?;
         maildrop.ends.push(end);
         maildrop.uids.push(uid);
         maildrop.sizes.push(size);
@@ -182,7 +197,9 @@ impl MaildropBuilder {
         maildrop.deleted = vec![false; maildrop.uids.len()];
         maildrop.reset();
         let repeated = repeated(&maildrop);
-        let usable = maildrop.messages().all(|message| is_unique_id(message.unique_id));
+        let usable = maildrop
+            .messages()
+            .all(|message| is_unique_id(message.unique_id));
         if !usable || repeated.contains(&true) {
             rewrite_ids(&mut maildrop, &repeated);
         }
@@ -192,13 +209,17 @@ impl MaildropBuilder {
 
 /// RFC 1939 section 7: 1 to 70 printable characters without space.
 fn is_unique_id(text: &str) -> bool {
-    (1..=UNIQUE_ID_BYTES_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+    (1..=UNIQUE_ID_BYTES_MAX).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// For each message, whether one with a lower UID has the same id: copies of a message share its EMAILID (RFC 8474 section 4).
 fn repeated(maildrop: &Maildrop) -> Vec<bool> {
-    let mut by_id: Vec<(&str, usize)> =
-        maildrop.messages().enumerate().map(|(index, message)| (message.unique_id, index)).collect();
+    let mut by_id: Vec<(&str, usize)> = maildrop
+        .messages()
+        .enumerate()
+        .map(|(index, message)| (message.unique_id, index))
+        .collect();
     by_id.sort_unstable();
     let mut repeated = vec![false; by_id.len()];
     for pair in by_id.windows(2) {
@@ -215,10 +236,17 @@ fn repeated(maildrop: &Maildrop) -> Vec<bool> {
 /// Gives a repeated id its UID as a suffix. What cannot be a unique id is replaced by UIDVALIDITY and UID, with a dot, which
 /// no EMAILID has.
 fn rewrite_ids(maildrop: &mut Maildrop, repeated: &[bool]) {
-    let uid_validity = maildrop.mailbox.as_ref().map_or(0, |mailbox| mailbox.uid_validity);
+    let uid_validity = maildrop
+        .mailbox
+        .as_ref()
+        .map_or(0, |mailbox| mailbox.uid_validity);
     let (mut ids, mut ends) = (String::new(), Vec::with_capacity(maildrop.ends.len()));
     for (message, repeated) in maildrop.messages().zip(repeated) {
-        let suffix = if *repeated { format!("-{}", message.uid) } else { String::new() };
+        let suffix = if *repeated {
+            format!("-{}", message.uid)
+        } else {
+            String::new()
+        };
         let id = format!("{}{suffix}", message.unique_id);
         if is_unique_id(&id) {
             ids.push_str(&id);
@@ -236,7 +264,12 @@ pub(crate) mod tests {
     use super::{Absent, MailboxRef, Maildrop, MaildropBuilder};
 
     pub(crate) fn mailbox() -> MailboxRef {
-        MailboxRef { shard: 0, account: "a-1".parse().unwrap(), mailbox_id: 1, uid_validity: 77 }
+        MailboxRef {
+            shard: 0,
+            account: "a-1".parse().unwrap(),
+            mailbox_id: 1,
+            uid_validity: 77,
+        }
     }
 
     pub(crate) fn maildrop(messages: &[(u32, u64, &str)]) -> Maildrop {
@@ -248,7 +281,10 @@ pub(crate) mod tests {
     }
 
     fn ids(maildrop: &Maildrop) -> Vec<&str> {
-        maildrop.messages().map(|message| message.unique_id).collect()
+        maildrop
+            .messages()
+            .map(|message| message.unique_id)
+            .collect()
     }
 
     #[test]
@@ -276,10 +312,25 @@ pub(crate) mod tests {
     fn unique_ids_are_unique_and_stable() {
         assert_eq!(ids(&maildrop(&[(1, 1, "Ma"), (2, 1, "Mb")])), ["Ma", "Mb"]);
         // the first of the copies keeps the bare id, whatever comes after it
-        assert_eq!(ids(&maildrop(&[(1, 1, "Ma"), (5, 1, "Ma"), (6, 1, "Mb"), (8, 1, "Ma")])), ["Ma", "Ma-5", "Mb", "Ma-8"]);
+        assert_eq!(
+            ids(&maildrop(&[
+                (1, 1, "Ma"),
+                (5, 1, "Ma"),
+                (6, 1, "Mb"),
+                (8, 1, "Ma")
+            ])),
+            ["Ma", "Ma-5", "Mb", "Ma-8"]
+        );
         let (fits, long) = ("x".repeat(70), "x".repeat(71));
         assert_eq!(
-            ids(&maildrop(&[(1, 1, ""), (2, 1, "a b"), (3, 1, &long), (4, 1, &fits), (5, 1, &fits), (6, 1, "é")])),
+            ids(&maildrop(&[
+                (1, 1, ""),
+                (2, 1, "a b"),
+                (3, 1, &long),
+                (4, 1, &fits),
+                (5, 1, &fits),
+                (6, 1, "é")
+            ])),
             ["77.1", "77.2", "77.3", &fits, "77.5", "77.6"]
         );
     }

@@ -39,7 +39,12 @@ impl Multiline {
     }
 
     fn new(part: Part) -> Multiline {
-        Multiline { part, line_bytes: 0, last: b'\n', ended_by_crlf: true }
+        Multiline {
+            part,
+            line_bytes: 0,
+            last: b'\n',
+            ended_by_crlf: true,
+        }
     }
 
     /// Whether nothing more is wanted.
@@ -78,10 +83,14 @@ impl Multiline {
         self.line_bytes = 0;
         self.part = match self.part {
             Part::Header { body_lines: 0 } if empty => Part::Done,
-            Part::Header { body_lines } if empty => Part::Body { lines_left: body_lines },
+            Part::Header { body_lines } if empty => Part::Body {
+                lines_left: body_lines,
+            },
             Part::Header { body_lines } => Part::Header { body_lines },
             Part::Body { lines_left } if lines_left <= 1 => Part::Done,
-            Part::Body { lines_left } => Part::Body { lines_left: lines_left - 1 },
+            Part::Body { lines_left } => Part::Body {
+                lines_left: lines_left - 1,
+            },
             Part::Whole => Part::Whole,
             Part::Done => Part::Done,
         };
@@ -118,7 +127,10 @@ mod tests {
     fn decode(wire: &[u8], end: &str) -> Option<Vec<u8>> {
         let (mut rest, mut content) = (wire, Vec::new());
         loop {
-            let at = rest.windows(end.len()).position(|window| window == end.as_bytes())? + end.len();
+            let at = rest
+                .windows(end.len())
+                .position(|window| window == end.as_bytes())?
+                + end.len();
             let (line, after) = rest.split_at(at);
             match line {
                 b".\r\n" => return after.is_empty().then_some(content),
@@ -132,8 +144,15 @@ mod tests {
     /// TOP by the book: lines up to the empty one, then `n` more.
     fn reference_top(content: &[u8], n: u32) -> Vec<u8> {
         let lines: Vec<&[u8]> = content.split_inclusive(|octet| *octet == b'\n').collect();
-        let header = lines.iter().position(|line| matches!(*line, b"\r\n" | b"\n")).map_or(lines.len(), |empty| empty + 1);
-        lines.into_iter().take(header.saturating_add(n as usize)).collect::<Vec<_>>().concat()
+        let header = lines
+            .iter()
+            .position(|line| matches!(*line, b"\r\n" | b"\n"))
+            .map_or(lines.len(), |empty| empty + 1);
+        lines
+            .into_iter()
+            .take(header.saturating_add(n as usize))
+            .collect::<Vec<_>>()
+            .concat()
     }
 
     #[test]
@@ -150,7 +169,11 @@ mod tests {
             ("a\n.\r\nb\r\n", "a\n..\r\nb\r\n.\r\n"),
             ("\r\n\r\n", "\r\n\r\n.\r\n"),
         ] {
-            assert_eq!(encode(Multiline::whole(), &[content.as_bytes()]), wire.as_bytes(), "{content:?}");
+            assert_eq!(
+                encode(Multiline::whole(), &[content.as_bytes()]),
+                wire.as_bytes(),
+                "{content:?}"
+            );
         }
     }
 
@@ -164,7 +187,11 @@ mod tests {
             (3, "A: 1\r\nB: 2\r\n\r\n..1\r\n2\r\n3\r\n.\r\n"),
             (u32::MAX, "A: 1\r\nB: 2\r\n\r\n..1\r\n2\r\n3\r\n.\r\n"),
         ] {
-            assert_eq!(encode(Multiline::top(n), &[mail.as_bytes()]), wire.as_bytes(), "{n}");
+            assert_eq!(
+                encode(Multiline::top(n), &[mail.as_bytes()]),
+                wire.as_bytes(),
+                "{n}"
+            );
         }
         assert_eq!(encode(Multiline::top(0), &[b"A: 1\r\n"]), b"A: 1\r\n.\r\n");
     }

@@ -97,14 +97,25 @@ pub async fn serve_pop3<S>(
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (failures, errors, tls_on) = (0, 0, false);
-    let mut visit =
-        Visit { peer, deps, options, drain, failures, errors, tls: tls_on, account: None, tally: Tally::default() };
+    let mut visit = Visit {
+        peer,
+        deps,
+        options,
+        drain,
+        failures,
+        errors,
+        tls: tls_on,
+        account: None,
+        tally: Tally::default(),
+    };
     let ending = match tls {
         Tls::Off => visit.converse(stream, false, true).await.0,
         Tls::Implicit(acceptor) => Box::pin(visit.converse_tls(stream, acceptor, true)).await,
         Tls::StartTls(acceptor) => match visit.converse(stream, true, true).await {
             // RFC 2595 section 4: no second banner
-            (Ending::StartTls, stream) => Box::pin(visit.converse_tls(stream, acceptor, false)).await,
+            (Ending::StartTls, stream) => {
+                Box::pin(visit.converse_tls(stream, acceptor, false)).await
+            }
             (ending, _) => ending,
         },
     };
@@ -140,7 +151,11 @@ impl Visit {
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let cleartext_login = self.options.login == Login::Cleartext;
-        let channel = Channel { tls: self.tls, stls, cleartext_login };
+        let channel = Channel {
+            tls: self.tls,
+            stls,
+            cleartext_login,
+        };
         let mut conversation = Conversation::new(self, stream, channel);
         let ending = conversation.run(banner).await;
         let mut wire = conversation.into_wire();
@@ -159,19 +174,27 @@ impl Visit {
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
         let handshake = timeout(self.options.handshake_timeout, acceptor.accept(stream)).await;
-        let Ok(Ok(stream)) = handshake else { return Ending::Handshake };
+        let Ok(Ok(stream)) = handshake else {
+            return Ending::Handshake;
+        };
         self.tls = true;
         self.converse(stream, false, banner).await.0
     }
 
     fn report(&self, ending: Ending) {
         let (peer, tls, ending) = (self.peer, self.tls, ending.word());
-        let Tally { retrieved, octets, deleted } = self.tally;
+        let Tally {
+            retrieved,
+            octets,
+            deleted,
+        } = self.tally;
         match &self.account {
             Some(account) => {
                 tracing::info!(target: "access", %account, %peer, tls, ending, retrieved, octets, deleted, "session ended");
             }
-            None => tracing::debug!(target: "access", %peer, tls, ending, "connection ended without a login"),
+            None => {
+                tracing::debug!(target: "access", %peer, tls, ending, "connection ended without a login")
+            }
         }
     }
 }

@@ -127,7 +127,13 @@ fn authorization(user: Option<String>, command: Command, channel: Channel) -> (S
         Command::Stls => (kept(None), reply(Reply::err("TLS is not offered here"))),
         Command::User(_) | Command::Pass(_) if !channel.login_allowed() => {
             // RFC 2595 section 2.2
-            (kept(None), reply(Reply::Err(Some(ResponseCode::Auth), "passwords are taken only under TLS")))
+            (
+                kept(None),
+                reply(Reply::Err(
+                    Some(ResponseCode::Auth),
+                    "passwords are taken only under TLS",
+                )),
+            )
         }
         Command::User(name) => (kept(Some(name)), reply(Reply::ok("send PASS"))),
         Command::Pass(password) => match user {
@@ -149,8 +155,14 @@ fn authorization(user: Option<String>, command: Command, channel: Channel) -> (S
 fn transaction(mut maildrop: Maildrop, command: Command) -> (Session, Action) {
     let action = match command {
         Command::Capa => Action::Capabilities,
-        Command::User(_) | Command::Pass(_) | Command::Stls => reply(Reply::err("you are logged in already")),
-        Command::Stat => reply(Reply::ok(format!("{} {}", maildrop.count(), maildrop.octets()))),
+        Command::User(_) | Command::Pass(_) | Command::Stls => {
+            reply(Reply::err("you are logged in already"))
+        }
+        Command::Stat => reply(Reply::ok(format!(
+            "{} {}",
+            maildrop.count(),
+            maildrop.octets()
+        ))),
         Command::List(None) => Action::List(Listing::Sizes),
         Command::Uidl(None) => Action::List(Listing::UniqueIds),
         Command::List(Some(number)) => reply(match maildrop.message(number) {
@@ -169,7 +181,11 @@ fn transaction(mut maildrop: Maildrop, command: Command) -> (Session, Action) {
         }),
         Command::Rset => {
             maildrop.reset();
-            reply(Reply::ok(format!("{} messages ({} octets)", maildrop.count(), maildrop.octets())))
+            reply(Reply::ok(format!(
+                "{} messages ({} octets)",
+                maildrop.count(),
+                maildrop.octets()
+            )))
         }
         Command::Noop => reply(Reply::ok("done")),
         Command::Quit => return (Session::Update, update(&maildrop)),
@@ -183,16 +199,22 @@ fn retrieve(maildrop: &Maildrop, number: u32, body_lines: Option<u32>) -> Action
         Err(absent) => return reply(absent.into()),
     };
     match maildrop.mailbox() {
-        Some(mailbox) => {
-            Action::Retrieve(Retrieve { mailbox: mailbox.clone(), uid: message.uid, size: message.size, body_lines })
-        }
+        Some(mailbox) => Action::Retrieve(Retrieve {
+            mailbox: mailbox.clone(),
+            uid: message.uid,
+            size: message.size,
+            body_lines,
+        }),
         None => reply(Absent::NoSuch.into()),
     }
 }
 
 fn update(maildrop: &Maildrop) -> Action {
     match (maildrop.mailbox(), maildrop.marked()) {
-        (Some(mailbox), uids) if !uids.is_empty() => Action::Expunge { mailbox: mailbox.clone(), uids },
+        (Some(mailbox), uids) if !uids.is_empty() => Action::Expunge {
+            mailbox: mailbox.clone(),
+            uids,
+        },
         _ => Action::Goodbye,
     }
 }
@@ -219,12 +241,23 @@ mod tests {
     const SIZES: [u64; 4] = [10, 20, 30, 40];
 
     fn logged_in() -> Session {
-        Session::Transaction(maildrop(&[(2, 10, "a"), (3, 20, "b"), (5, 30, "c"), (9, 40, "d")]))
+        Session::Transaction(maildrop(&[
+            (2, 10, "a"),
+            (3, 20, "b"),
+            (5, 30, "c"),
+            (9, 40, "d"),
+        ]))
     }
 
     fn commands() -> impl Strategy<Value = String> {
         let with_number = prop_oneof![
-            Just("LIST"), Just("UIDL"), Just("RETR"), Just("TOP 1"), Just("DELE"), Just("DELE"), Just("DELE")
+            Just("LIST"),
+            Just("UIDL"),
+            Just("RETR"),
+            Just("TOP 1"),
+            Just("DELE"),
+            Just("DELE"),
+            Just("DELE")
         ];
         prop_oneof![
             4 => (with_number, 0u32..7).prop_map(|(verb, number)| match verb {
@@ -248,7 +281,12 @@ mod tests {
 
     impl Model {
         fn check(&mut self, line: &str, channel: Channel, action: &Action) {
-            let (verb, number) = (&line[..4], line.split(' ').nth(1).and_then(|number| number.parse::<usize>().ok()));
+            let (verb, number) = (
+                &line[..4],
+                line.split(' ')
+                    .nth(1)
+                    .and_then(|number| number.parse::<usize>().ok()),
+            );
             let ok = matches!(action, Action::Reply(Reply::Ok(_)));
             let err = matches!(action, Action::Reply(Reply::Err(..)));
             if self.ended {
@@ -265,7 +303,14 @@ mod tests {
                 ("UIDL", None) => assert_eq!(action, &Action::List(Listing::UniqueIds)),
                 ("LIST" | "UIDL", Some(live)) => assert!(if live { ok } else { err }, "{line}"),
                 ("RETR" | "TOP ", Some(live)) => {
-                    assert!(if live { matches!(action, Action::Retrieve(_)) } else { err }, "{line}");
+                    assert!(
+                        if live {
+                            matches!(action, Action::Retrieve(_))
+                        } else {
+                            err
+                        },
+                        "{line}"
+                    );
                 }
                 ("DELE", Some(live)) => {
                     assert!(if live { ok } else { err }, "{line}");
@@ -280,7 +325,12 @@ mod tests {
                 ("NOOP", _) => assert!(ok),
                 ("QUIT", _) => {
                     self.ended = true;
-                    let uids: Vec<u32> = [2, 3, 5, 9].into_iter().zip(self.marked).filter(|(_, m)| *m).map(|(u, _)| u).collect();
+                    let uids: Vec<u32> = [2, 3, 5, 9]
+                        .into_iter()
+                        .zip(self.marked)
+                        .filter(|(_, m)| *m)
+                        .map(|(u, _)| u)
+                        .collect();
                     match action {
                         Action::Goodbye => assert!(uids.is_empty()),
                         Action::Expunge { uids: expunged, .. } => assert_eq!(expunged, &uids),
@@ -291,7 +341,14 @@ mod tests {
             }
         }
 
-        fn check_authorization(&mut self, verb: &str, channel: Channel, action: &Action, ok: bool, err: bool) {
+        fn check_authorization(
+            &mut self,
+            verb: &str,
+            channel: Channel,
+            action: &Action,
+            ok: bool,
+            err: bool,
+        ) {
             let login = channel.tls || channel.cleartext_login;
             match verb {
                 "CAPA" => return assert_eq!(action, &Action::Capabilities),
@@ -300,7 +357,11 @@ mod tests {
                     self.named = login;
                     return;
                 }
-                "PASS" => assert!(if self.named { matches!(action, Action::Login { .. }) } else { err }),
+                "PASS" => assert!(if self.named {
+                    matches!(action, Action::Login { .. })
+                } else {
+                    err
+                }),
                 "STLS" if channel.stls && !channel.tls => assert_eq!(action, &Action::StartTls),
                 "QUIT" => {
                     self.ended = true;
@@ -312,7 +373,12 @@ mod tests {
         }
 
         fn stat(&self) -> String {
-            let live: Vec<u64> = SIZES.into_iter().zip(self.marked).filter(|(_, m)| !m).map(|(s, _)| s).collect();
+            let live: Vec<u64> = SIZES
+                .into_iter()
+                .zip(self.marked)
+                .filter(|(_, m)| !m)
+                .map(|(s, _)| s)
+                .collect();
             format!("{} {}", live.len(), live.iter().sum::<u64>())
         }
     }

@@ -46,7 +46,13 @@ pub struct Wire<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Around `stream`; each batch of output must be taken within `write_timeout`.
     pub fn new(stream: S, write_timeout: Duration) -> Wire<S> {
-        Wire { stream, input: BytesMut::new(), cutter: LineCutter::default(), output: Vec::new(), write_timeout }
+        Wire {
+            stream,
+            input: BytesMut::new(),
+            cutter: LineCutter::default(),
+            output: Vec::new(),
+            write_timeout,
+        }
     }
 
     /// The stream, without what was read ahead.

@@ -23,13 +23,25 @@ fn message_id() -> MessageId {
 }
 
 fn give(site: &Site, prefix: &'static [u8], body: Body) {
-    let mail = Mail { uid: 1, email_id: "M".into(), prefix: Bytes::from_static(prefix), body };
-    site.peers.state().inboxes.insert((1, "id-alice".into()), vec![mail]);
+    let mail = Mail {
+        uid: 1,
+        email_id: "M".into(),
+        prefix: Bytes::from_static(prefix),
+        body,
+    };
+    site.peers
+        .state()
+        .inboxes
+        .insert((1, "id-alice".into()), vec![mail]);
 }
 
 fn blob_of(size: u64) -> Body {
     let id = Bytes::copy_from_slice(&message_id().to_bytes());
-    Body { size, blake3: Bytes::new(), content: Some(Content::Blob(BlobRef { id })) }
+    Body {
+        size,
+        blake3: Bytes::new(),
+        content: Some(Content::Blob(BlobRef { id })),
+    }
 }
 
 /// `lines` lines of many lengths, some beginning with dots.
@@ -53,38 +65,53 @@ async fn b224_mail_of_any_size_arrives_octet_by_octet_as_announced() {
             writer.write(piece).await.unwrap();
         }
         let body = writer.finish().await.unwrap();
-        assert_eq!(matches!(body.content, Some(Content::Blob(_))), content.len() > 128 << 10);
+        assert_eq!(
+            matches!(body.content, Some(Content::Blob(_))),
+            content.len() > 128 << 10
+        );
         give(&site, b"Return-Path: <>\r\n", body);
         let expected = [b"Return-Path: <>\r\n", &content[..]].concat();
         let mut client = site.log_in().await;
-        client.send(b"RETR 1\r\nLIST 1\r\nTOP 1 7\r\nQUIT\r\n").await;
+        client
+            .send(b"RETR 1\r\nLIST 1\r\nTOP 1 7\r\nQUIT\r\n")
+            .await;
         let (status, received) = client.multiline().await.unwrap();
         assert!(received == expected, "{lines} lines differ");
         assert_eq!(status, format!("+OK {} octets\r\n", received.len()));
         client.play(&format!("S: +OK 1 {}", received.len())).await;
         let (_, top) = client.multiline().await.unwrap();
         assert!(expected.starts_with(&top));
-        assert_eq!(top.iter().filter(|octet| **octet == b'\n').count(), 3 + lines.min(7));
+        assert_eq!(
+            top.iter().filter(|octet| **octet == b'\n').count(),
+            3 + lines.min(7)
+        );
         client.play("S: +OK*\nS: ~").await;
         site.blobs.delete(message_id()).await.unwrap();
     }
 }
 
-/// A mail of a gigabyte that nobody stores; it may break off.
-struct Gigabyte {
-    read: Arc<AtomicU64>,
+/// A blob of any size that nobody stores; it may break off.
+#[derive(Clone)]
+struct Endless {
+    size: u64,
     breaks_at: u64,
+    /// Octets read of it by all readers.
+    read: Arc<AtomicU64>,
 }
 
+const PIECE: u64 = 64 << 10;
 const GIGABYTE: u64 = 1 << 30;
 
-impl Blobs for Gigabyte {
+impl Blobs for Endless {
     fn create(&self, _: MessageId) -> BoxFuture<'_, Result<Box<dyn BlobWriter>, BlobError>> {
         Box::pin(async { Err(BlobError::Full) })
     }
 
     fn open(&self, _: MessageId) -> BoxFuture<'_, Result<Box<dyn BlobReader>, BlobError>> {
-        let reader = GigabyteReader { read: self.read.clone(), breaks_at: self.breaks_at };
+        let reader = EndlessReader {
+            blob: self.clone(),
+            position: 0,
+        };
         Box::pin(async { Ok(Box::new(reader) as Box<dyn BlobReader>) })
     }
 
@@ -97,63 +124,78 @@ impl Blobs for Gigabyte {
     }
 }
 
-struct GigabyteReader {
-    read: Arc<AtomicU64>,
-    breaks_at: u64,
+struct EndlessReader {
+    blob: Endless,
+    position: u64,
 }
 
-impl BlobReader for GigabyteReader {
+impl BlobReader for EndlessReader {
     fn read(&mut self) -> BoxFuture<'_, Result<Option<Bytes>, BlobError>> {
-        let piece = b"0123456789abcd\r\n".repeat(4 << 10);
-        let before = self.read.fetch_add(piece.len() as u64, Ordering::SeqCst);
-        let result = match before {
-            _ if before >= self.breaks_at => Err(BlobError::Unavailable("disk is gone".into())),
-            GIGABYTE.. => Ok(None),
-            0 => Ok(Some(Bytes::from([b"A: b\r\n\r\nbody..\r\n", &piece[16..]].concat()))),
-            _ => Ok(Some(Bytes::from(piece))),
-        };
-        Box::pin(async { result })
+        let mut piece = b"0123456789abcd\r\n".repeat(PIECE as usize / 16);
+        if self.position == 0 {
+            piece[..16].copy_from_slice(b"A: b\r\n\r\nbody..\r\n");
+        }
+        let position = self.position;
+        self.position += PIECE;
+        self.blob.read.fetch_add(PIECE, Ordering::SeqCst);
+        let ended = position >= self.blob.size;
+        let broken = position >= self.blob.breaks_at;
+        Box::pin(async move {
+            match (broken, ended) {
+                (true, _) => Err(BlobError::Unavailable("disk is gone".into())),
+                (false, true) => Ok(None),
+                (false, false) => Ok(Some(Bytes::from(piece))),
+            }
+        })
     }
 }
 
-fn gigabyte(breaks_at: u64) -> (Site, Arc<AtomicU64>) {
+/// Alice's only mail, announced with `announced` octets, is a blob of `size` that breaks off at `breaks_at`.
+fn endless(announced: u64, size: u64, breaks_at: u64) -> (Site, Arc<AtomicU64>) {
     let read = Arc::<AtomicU64>::default();
     let mut site = Site::new();
-    site.blobs = Arc::new(Gigabyte { read: read.clone(), breaks_at });
-    give(&site, b"", blob_of(GIGABYTE));
+    site.blobs = Arc::new(Endless {
+        size,
+        breaks_at,
+        read: read.clone(),
+    });
+    give(&site, b"", blob_of(announced));
     (site, read)
 }
 
 #[tokio::test(start_paused = true)]
 async fn b224_top_reads_no_more_than_it_sends() {
-    let (site, read) = gigabyte(u64::MAX);
+    let (site, read) = endless(GIGABYTE, GIGABYTE, u64::MAX);
     let mut client = site.log_in().await;
     client.send(b"TOP 1 0\r\nTOP 1 1\r\n").await;
     assert_eq!(client.multiline().await.unwrap().1, b"A: b\r\n\r\n");
-    assert_eq!(client.multiline().await.unwrap().0, format!("+OK {GIGABYTE} octets\r\n"));
-    assert_eq!(read.load(Ordering::SeqCst), 2 * (64 << 10));
+    let (status, content) = client.multiline().await.unwrap();
+    assert_eq!(status, format!("+OK {GIGABYTE} octets\r\n"));
+    assert_eq!(content, b"A: b\r\n\r\nbody..\r\n");
+    assert_eq!(read.load(Ordering::SeqCst), 2 * PIECE);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_does_not_read_holds_little_and_is_cut_off() {
-    let (site, read) = gigabyte(u64::MAX);
+    let (site, read) = endless(GIGABYTE, GIGABYTE, u64::MAX);
     let mut client = site.log_in().await;
     let begun = Instant::now();
     client.send(b"TOP 1 4294967295\r\n").await;
     client.ended().await;
     assert_eq!(begun.elapsed(), site.options.write_timeout);
     // what the network took, and one piece
-    assert!(read.load(Ordering::SeqCst) <= 3 * (64 << 10));
+    assert!(read.load(Ordering::SeqCst) <= 2 * PIECE);
 }
 
 #[tokio::test(start_paused = true)]
 async fn half_a_mail_is_never_taken_for_a_whole_one() {
     // the disk fails, or the blob is shorter or longer than it should be
-    for (breaks_at, size) in [(10 << 20, GIGABYTE), (u64::MAX, GIGABYTE + 1), (u64::MAX, GIGABYTE >> 6)] {
-        let (site, read) = gigabyte(breaks_at);
-        // no need to read all of it
-        read.store(if breaks_at == u64::MAX { GIGABYTE - (1 << 20) } else { 0 }, Ordering::SeqCst);
-        give(&site, b"A: b\r\n", blob_of(size));
+    for (announced, size, breaks_at) in [
+        (16 * PIECE, 16 * PIECE, 8 * PIECE),
+        (16 * PIECE, 15 * PIECE, u64::MAX),
+        (15 * PIECE, 16 * PIECE, u64::MAX),
+    ] {
+        let (site, _) = endless(announced, size, breaks_at);
         let mut client = site.log_in().await;
         client.send(b"RETR 1\r\nDELE 1\r\nQUIT\r\n").await;
         assert_eq!(client.multiline().await, None);
@@ -164,16 +206,35 @@ async fn half_a_mail_is_never_taken_for_a_whole_one() {
 
 #[tokio::test(start_paused = true)]
 async fn content_that_cannot_be_had_is_an_error_and_the_session_goes_on() {
-    let mut site = Site::new();
+    let site = Site::new();
     give(&site, b"", blob_of(200_000));
-    site.log_in().await.play("C: RETR 1\nS: -ERR [SYS/PERM]*\nC: NOOP\nS: +OK*").await;
-    site.blobs = Arc::new(Gigabyte { read: Arc::default(), breaks_at: 0 });
-    site.log_in().await.play("C: RETR 1\nS: -ERR [SYS/TEMP]*\nC: NOOP\nS: +OK*").await;
-    give(&site, b"", Body { content: Some(Content::Zstd(Bytes::from_static(b"no zstd"))), size: 7, blake3: Bytes::new() });
-    site.log_in().await.play("C: RETR 1\nS: -ERR [SYS/TEMP]*\nC: NOOP\nS: +OK*").await;
+    site.log_in()
+        .await
+        .play("C: RETR 1\nS: -ERR [SYS/PERM]*\nC: NOOP\nS: +OK*")
+        .await;
+    let (site, _) = endless(PIECE, PIECE, 0);
+    site.log_in()
+        .await
+        .play("C: RETR 1\nS: -ERR [SYS/TEMP]*\nC: NOOP\nS: +OK*")
+        .await;
+    give(
+        &site,
+        b"",
+        Body {
+            content: Some(Content::Zstd(Bytes::from_static(b"no zstd"))),
+            size: 7,
+            blake3: Bytes::new(),
+        },
+    );
+    site.log_in()
+        .await
+        .play("C: RETR 1\nS: -ERR [SYS/TEMP]*\nC: NOOP\nS: +OK*")
+        .await;
     let mut client = site.log_in().await;
     site.peers.state().shards_down = true;
-    client.play("C: RETR 1\nS: -ERR [SYS/TEMP]*\nC: NOOP\nS: +OK*").await;
+    client
+        .play("C: RETR 1\nS: -ERR [SYS/TEMP]*\nC: NOOP\nS: +OK*")
+        .await;
 }
 
 /// Bytes that come close to a session.
@@ -192,14 +253,25 @@ fn hostile() -> impl Strategy<Value = Vec<u8>> {
 
 #[test]
 fn any_bytes_end_in_an_ended_session_that_deletes_nothing() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
-    let mut runner = TestRunner::new(Config { cases: 300, ..Config::default() });
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let mut runner = TestRunner::new(Config {
+        cases: 300,
+        ..Config::default()
+    });
     let result = runner.run(&(hostile(), any::<bool>()), |(octets, logged_in)| {
         runtime.block_on(async {
             let mut site = Site::new();
             site.network_bytes = 1 << 20;
             site.blobs = Arc::new(MemoryBlobs::new());
-            let mut client = if logged_in { site.log_in().await } else { site.connect() };
+            let mut client = if logged_in {
+                site.log_in().await
+            } else {
+                site.connect()
+            };
             client.send(&octets).await;
             client.hang_up().await;
             assert_eq!(site.mails(), [3, 8]);

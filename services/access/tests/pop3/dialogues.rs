@@ -18,11 +18,11 @@ async fn a_whole_session() {
         S: +OK 2 71
         C: LIST
         S: +OK 2 messages (71 octets)
-        S: 1 40
-        S: 2 31
+        S: 1 42
+        S: 2 29
         S: .
         C: LIST 2
-        S: +OK 2 31
+        S: +OK 2 29
         C: LIST 3
         S: -ERR no such message
         C: UIDL
@@ -33,7 +33,7 @@ async fn a_whole_session() {
         C: UIDL 1
         S: +OK 1 Ma
         C: RETR 1
-        S: +OK 40 octets
+        S: +OK 42 octets
         S: Return-Path: <>
         S: Subject: a
         S: 
@@ -41,13 +41,13 @@ async fn a_whole_session() {
         S: end
         S: .
         C: TOP 2 1
-        S: +OK 31 octets
+        S: +OK 29 octets
         S: Subject: b
         S: 
         S: one
         S: .
         C: TOP 2 4294967295
-        S: +OK 31 octets
+        S: +OK 29 octets
         S: Subject: b
         S: 
         S: one
@@ -63,7 +63,7 @@ async fn a_whole_session() {
         C: RETR 1
         S: -ERR message is marked as deleted
         C: STAT
-        S: +OK 1 31
+        S: +OK 1 29
         C: UIDL
         S: +OK*
         S: 2 Mb
@@ -189,12 +189,18 @@ async fn b223_a_line_without_end_is_given_up() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lone_line_feed_ends_no_command() {
-    for nonsense in [&b"NOOP\nQUIT\r\n"[..], b"NOOP\rQUIT\r\n", b"\x16\x03\x01\x02\n\r\n"] {
+    for nonsense in [
+        &b"NOOP\nQUIT\r\n"[..],
+        b"NOOP\rQUIT\r\n",
+        b"\x16\x03\x01\x02\n\r\n",
+    ] {
         let site = Site::new();
         let mut client = site.log_in().await;
         client.send(b"DELE 1\r\n").await;
         client.send(nonsense).await;
-        client.play("S: +OK*\nS: -ERR this is no line of POP3\nS: ~").await;
+        client
+            .play("S: +OK*\nS: -ERR this is no line of POP3\nS: ~")
+            .await;
         assert_eq!(site.mails(), [3, 8]);
     }
 }
@@ -214,7 +220,9 @@ async fn too_much_nonsense_ends_the_connection() {
 async fn b223_pipelined_commands_are_answered_in_order() {
     let site = Site::new();
     let mut client = site.connect();
-    client.send(b"USER alice\r\nPASS secret alice\r\nSTAT\r\nRETR 2\r\nDELE 1\r\nDELE 9\r\nQUIT\r\n").await;
+    client
+        .send(b"USER alice\r\nPASS secret alice\r\nSTAT\r\nRETR 2\r\nDELE 1\r\nDELE 9\r\nQUIT\r\n")
+        .await;
     client
         .play(
             "
@@ -222,7 +230,7 @@ async fn b223_pipelined_commands_are_answered_in_order() {
             S: +OK*
             S: +OK maildrop has 2*
             S: +OK 2 71
-            S: +OK 31 octets
+            S: +OK 29 octets
             S: Subject: b
             S: 
             S: one
@@ -262,9 +270,15 @@ async fn b224_unique_ids_stay_over_sessions_and_a_move() {
 async fn b224_two_sessions_are_two_snapshots() {
     let site = Site::new();
     let (mut one, mut two) = (site.log_in().await, site.log_in().await);
-    one.play("C: DELE 1\nS: +OK*\nC: QUIT\nS: +OK 1 messages deleted*\nS: ~").await;
+    one.play("C: DELE 1\nS: +OK*\nC: QUIT\nS: +OK 1 messages deleted*\nS: ~")
+        .await;
     let late = Mail::new(9, "Mc", "", "Subject: c\r\n\r\n");
-    site.peers.state().inboxes.get_mut(&(1, "id-alice".into())).unwrap().push(late);
+    site.peers
+        .state()
+        .inboxes
+        .get_mut(&(1, "id-alice".into()))
+        .unwrap()
+        .push(late);
     two.play(
         "
         C: STAT
@@ -289,16 +303,35 @@ async fn b224_two_sessions_are_two_snapshots() {
 #[tokio::test(start_paused = true)]
 async fn a_large_maildrop_is_listed_whole_and_shown_up_to_the_limit() {
     let mut site = Site::new();
-    site.mailboxes = MailboxesOptions { messages_max: 5000, ..MailboxesOptions::default() };
+    site.mailboxes = MailboxesOptions {
+        messages_max: 5000,
+        ..MailboxesOptions::default()
+    };
     let mail = Mail::new(1, "", "", "x\r\n");
-    let mails = (1..=5001).map(|uid| Mail { uid, email_id: format!("M{uid:030}"), ..mail.clone() }).collect();
-    site.peers.state().inboxes.insert((1, "id-alice".into()), mails);
+    let mails = (1..=5001)
+        .map(|uid| Mail {
+            uid,
+            email_id: format!("M{uid:030}"),
+            ..mail.clone()
+        })
+        .collect();
+    site.peers
+        .state()
+        .inboxes
+        .insert((1, "id-alice".into()), mails);
     let mut client = site.log_in().await;
     client.send(b"UIDL\r\nLIST\r\n").await;
     let (_, ids) = client.multiline().await.unwrap();
     let ids = String::from_utf8(ids).unwrap();
     assert_eq!(ids.lines().count(), 5000);
-    assert!(ids.lines().zip(1..).all(|(line, n)| line == format!("{n} M{n:030}")));
+    assert!(
+        ids.lines()
+            .zip(1..)
+            .all(|(line, n)| line == format!("{n} M{n:030}"))
+    );
     let (_, sizes) = client.multiline().await.unwrap();
-    assert_eq!(String::from_utf8(sizes).unwrap().lines().last(), Some("5000 3"));
+    assert_eq!(
+        String::from_utf8(sizes).unwrap().lines().last(),
+        Some("5000 3")
+    );
 }

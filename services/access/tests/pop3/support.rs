@@ -1,9 +1,8 @@
-//! A peer double: Home and mailbox shards that keep a few mails in memory and fail on demand; and a POP3 client.
+//! A peer double: Home and mailbox shards that keep a few mails in memory and fail on demand; and an access node on top.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -22,15 +21,16 @@ use hikyaku_proto::v1::home_server::{Home, HomeServer};
 use hikyaku_proto::v1::mailbox_client::MailboxClient;
 use hikyaku_proto::v1::mailbox_server::{Mailbox, MailboxServer};
 use hikyaku_proto::v1::{
-    Body, ClaimReply, ClaimRequest, DeliverReply, DeliverRequest, ExpungeReply, ExpungeRequest, FetchReply, FetchRequest,
-    LookupReply, LookupRequest, MaildropMessage, MaildropPage, NotOwner, OpenMaildropRequest, VoidReply, VoidRequest,
+    Body, ClaimReply, ClaimRequest, DeliverReply, DeliverRequest, ExpungeReply, ExpungeRequest,
+    FetchReply, FetchRequest, LookupReply, LookupRequest, MaildropMessage, MaildropPage, NotOwner,
+    OpenMaildropRequest, VoidReply, VoidRequest,
 };
 use hikyaku_shard::ambient::Ambient;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
-use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::io::DuplexStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
+
+use crate::client::{Client, LOG_IN};
 
 /// UIDVALIDITY of every INBOX here.
 const UID_VALIDITY: u32 = 77;
@@ -46,7 +46,12 @@ pub struct Mail {
 impl Mail {
     pub fn new(uid: u32, email_id: &str, prefix: &str, content: &str) -> Mail {
         let body = inline_body(content.as_bytes()).unwrap();
-        Mail { uid, email_id: email_id.into(), prefix: Bytes::copy_from_slice(prefix.as_bytes()), body }
+        Mail {
+            uid,
+            email_id: email_id.into(),
+            prefix: Bytes::copy_from_slice(prefix.as_bytes()),
+            body,
+        }
     }
 }
 
@@ -85,15 +90,25 @@ impl Home for Peers {
         Err(Status::unimplemented("access claims nothing"))
     }
 
-    async fn lookup(&self, request: Request<LookupRequest>) -> Result<Response<LookupReply>, Status> {
+    async fn lookup(
+        &self,
+        request: Request<LookupRequest>,
+    ) -> Result<Response<LookupReply>, Status> {
         let state = self.state();
         if state.home_down {
             return Err(Status::unavailable("home is down"));
         }
         let request = request.into_inner();
         // a replica that lags knows nobody yet
-        let shard = state.owners.get(&request.account).copied().filter(|_| request.linearizable);
-        Ok(Response::new(LookupReply { shard, generation: 1 }))
+        let shard = state
+            .owners
+            .get(&request.account)
+            .copied()
+            .filter(|_| request.linearizable);
+        Ok(Response::new(LookupReply {
+            shard,
+            generation: 1,
+        }))
     }
 }
 
@@ -119,22 +134,43 @@ impl Mailbox for Peers {
         }
         let OpenMaildropRequest { shard, account } = request.into_inner();
         state.opened_at.push(shard);
-        let page = MaildropPage { mailbox_id: 5, uid_validity: UID_VALIDITY, ..MaildropPage::default() };
+        let page = MaildropPage {
+            mailbox_id: 5,
+            uid_validity: UID_VALIDITY,
+            ..MaildropPage::default()
+        };
         let pages = if let Some(hint) = state.hints.get(&shard) {
-            vec![MaildropPage { not_owner: Some(NotOwner { shard: *hint, generation: 1 }), ..MaildropPage::default() }]
+            vec![MaildropPage {
+                not_owner: Some(NotOwner {
+                    shard: *hint,
+                    generation: 1,
+                }),
+                ..MaildropPage::default()
+            }]
         } else if state.closed.contains(&account) {
-            vec![MaildropPage { closed: true, ..MaildropPage::default() }]
+            vec![MaildropPage {
+                closed: true,
+                ..MaildropPage::default()
+            }]
         } else {
             match state.inboxes.get(&(shard, account)) {
-                None => vec![MaildropPage { absent: true, ..MaildropPage::default() }],
+                None => vec![MaildropPage {
+                    absent: true,
+                    ..MaildropPage::default()
+                }],
                 Some(mails) if mails.is_empty() => vec![page],
                 Some(mails) => mails
                     .chunks(2)
-                    .map(|mails| MaildropPage { messages: mails.iter().map(listed).collect(), ..page.clone() })
+                    .map(|mails| MaildropPage {
+                        messages: mails.iter().map(listed).collect(),
+                        ..page.clone()
+                    })
                     .collect(),
             }
         };
-        Ok(Response::new(tokio_stream::iter(pages.into_iter().map(Ok).collect::<Vec<_>>())))
+        Ok(Response::new(tokio_stream::iter(
+            pages.into_iter().map(Ok).collect::<Vec<_>>(),
+        )))
     }
 
     async fn fetch(&self, request: Request<FetchRequest>) -> Result<Response<FetchReply>, Status> {
@@ -144,17 +180,30 @@ impl Mailbox for Peers {
         }
         state.fetches += 1;
         let request = request.into_inner();
-        assert_eq!((request.mailbox_id, request.uid_validity), (5, UID_VALIDITY));
-        let mails = state.inboxes.get(&(request.shard, request.account)).map(Vec::as_slice).unwrap_or_default();
-        let reply = mails.iter().find(|mail| mail.uid == request.uid).map(|mail| FetchReply {
-            found: true,
-            prefix: mail.prefix.clone(),
-            body: Some(mail.body.clone()),
-        });
+        assert_eq!(
+            (request.mailbox_id, request.uid_validity),
+            (5, UID_VALIDITY)
+        );
+        let mails = state
+            .inboxes
+            .get(&(request.shard, request.account))
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        let reply = mails
+            .iter()
+            .find(|mail| mail.uid == request.uid)
+            .map(|mail| FetchReply {
+                found: true,
+                prefix: mail.prefix.clone(),
+                body: Some(mail.body.clone()),
+            });
         Ok(Response::new(reply.unwrap_or_default()))
     }
 
-    async fn expunge(&self, request: Request<ExpungeRequest>) -> Result<Response<ExpungeReply>, Status> {
+    async fn expunge(
+        &self,
+        request: Request<ExpungeRequest>,
+    ) -> Result<Response<ExpungeReply>, Status> {
         let mut state = self.state();
         let request = request.into_inner();
         state.expunges.push(request.clone());
@@ -164,20 +213,29 @@ impl Mailbox for Peers {
         }
         let expunge = request.expunge.unwrap();
         if state.applied.insert(request.cmd_id) {
-            let mails = state.inboxes.get_mut(&(request.shard, expunge.account)).unwrap();
+            let mails = state
+                .inboxes
+                .get_mut(&(request.shard, expunge.account))
+                .unwrap();
             mails.retain(|mail| !expunge.uids.contains(&mail.uid));
         }
         if state.expunge_answers_lost > 0 {
             state.expunge_answers_lost -= 1;
             return Err(Status::deadline_exceeded("answer lost"));
         }
-        Ok(Response::new(ExpungeReply { expunged: expunge.uids.len() as u32 }))
+        Ok(Response::new(ExpungeReply {
+            expunged: expunge.uids.len() as u32,
+        }))
     }
 }
 
 fn listed(mail: &Mail) -> MaildropMessage {
     let size = mail.prefix.len() as u64 + mail.body.size;
-    MaildropMessage { uid: mail.uid, size, email_id: mail.email_id.clone() }
+    MaildropMessage {
+        uid: mail.uid,
+        size,
+        email_id: mail.email_id.clone(),
+    }
 }
 
 /// alice and carol log in with "secret" followed by their name, disabled may not; a login "ill" finds the directory down.
@@ -191,13 +249,18 @@ impl Directory for Staff {
         Box::pin(async { Err(Unavailable::new("access resolves nothing")) })
     }
 
-    fn authenticate<'a>(&'a self, login: &'a str, password: &'a [u8]) -> BoxFuture<'a, Result<Account, LoginError>> {
+    fn authenticate<'a>(
+        &'a self,
+        login: &'a str,
+        password: &'a [u8],
+    ) -> BoxFuture<'a, Result<Account, LoginError>> {
         Box::pin(async move {
             self.asked.fetch_add(1, Ordering::SeqCst);
             match login {
                 "ill" => return Err(Unavailable::new("no server answers").into()),
                 "slow" => std::future::pending().await,
-                "alice" | "carol" | "disabled" if password == format!("secret {login}").as_bytes() => {}
+                "alice" | "carol" | "disabled"
+                    if password == format!("secret {login}").as_bytes() => {}
                 _ => return Err(LoginError::Wrong),
             }
             if login == "disabled" {
@@ -214,7 +277,10 @@ impl Directory for Staff {
         })
     }
 
-    fn account<'a>(&'a self, _: &'a AccountId) -> BoxFuture<'a, Result<Option<Account>, Unavailable>> {
+    fn account<'a>(
+        &'a self,
+        _: &'a AccountId,
+    ) -> BoxFuture<'a, Result<Option<Account>, Unavailable>> {
         Box::pin(async { Err(Unavailable::new("access asks for no account")) })
     }
 
@@ -249,10 +315,15 @@ pub struct Site {
     random: AtomicU64,
 }
 
-/// The two mails alice has at first. "Ma" is 41 octets, "Mb" 30.
+/// The two mails alice has at first. "Ma" is 42 octets, "Mb" 29.
 pub fn alices_mails() -> Vec<Mail> {
     vec![
-        Mail::new(3, "Ma", "Return-Path: <>\r\n", "Subject: a\r\n\r\n.dot\r\nend\r\n"),
+        Mail::new(
+            3,
+            "Ma",
+            "Return-Path: <>\r\n",
+            "Subject: a\r\n\r\n.dot\r\nend\r\n",
+        ),
         Mail::new(8, "Mb", "", "Subject: b\r\n\r\none\r\ntwo\r\nthree"),
     ]
 }
@@ -262,12 +333,18 @@ impl Site {
     pub fn new() -> Site {
         let peers = Peers::default();
         peers.state().owners.insert("id-alice".into(), 1);
-        peers.state().inboxes.insert((1, "id-alice".into()), alices_mails());
+        peers
+            .state()
+            .inboxes
+            .insert((1, "id-alice".into()), alices_mails());
         Site {
             peers,
             staff: Arc::default(),
             blobs: Arc::new(MemoryBlobs::new()),
-            options: Pop3Options { login: Login::Cleartext, ..Pop3Options::default() },
+            options: Pop3Options {
+                login: Login::Cleartext,
+                ..Pop3Options::default()
+            },
             mailboxes: MailboxesOptions::default(),
             tls: Tls::Off,
             drain: CancellationToken::new(),
@@ -279,14 +356,20 @@ impl Site {
     pub fn connect(&self) -> Client<DuplexStream> {
         let (ours, theirs) = tokio::io::duplex(self.network_bytes);
         let peers = || self.peers.clone();
-        let ambient = Arc::new(Counter(AtomicU64::new(self.random.fetch_add(1000, Ordering::SeqCst))));
+        let ambient = Arc::new(Counter(AtomicU64::new(
+            self.random.fetch_add(1000, Ordering::SeqCst),
+        )));
         let mailboxes = Mailboxes::new(
             HomeClient::new(in_process(HomeServer::new(peers()))),
             MailboxClient::new(in_process(MailboxServer::new(peers()))),
             ambient,
             self.mailboxes,
         );
-        let deps = Pop3Deps { directory: self.staff.clone(), mailboxes, blobs: self.blobs.clone() };
+        let deps = Pop3Deps {
+            directory: self.staff.clone(),
+            mailboxes,
+            blobs: self.blobs.clone(),
+        };
         let served = serve_pop3(
             theirs,
             "127.0.0.1:50000".parse().unwrap(),
@@ -296,11 +379,14 @@ impl Site {
             self.drain.clone(),
         );
         let task = tokio::spawn(served);
-        Client { stream: ours, received: Vec::new(), task: Some(task) }
+        Client::new(ours, task)
     }
 
     pub fn mails(&self) -> Vec<u32> {
-        self.peers.state().inboxes[&(1, "id-alice".into())].iter().map(|mail| mail.uid).collect()
+        self.peers.state().inboxes[&(1, "id-alice".into())]
+            .iter()
+            .map(|mail| mail.uid)
+            .collect()
     }
 
     /// Plays a dialogue on a new connection: `C: ` lines are sent, `S: ` lines must come; one that ends with `*` may go on in
@@ -314,104 +400,5 @@ impl Site {
         let mut client = self.connect();
         client.play(LOG_IN).await;
         client
-    }
-}
-
-pub const LOG_IN: &str = "
-    S: +OK*
-    C: USER alice
-    S: +OK*
-    C: PASS secret alice
-    S: +OK*
-";
-
-pub struct Client<S> {
-    stream: S,
-    received: Vec<u8>,
-    task: Option<JoinHandle<()>>,
-}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
-    /// Puts TLS around the stream, or whatever `around` does.
-    pub async fn around<T, F: Future<Output = T>>(self, around: impl FnOnce(S) -> F) -> Client<T> {
-        assert_eq!(self.received, b"", "something was sent ahead");
-        Client { stream: around(self.stream).await, received: Vec::new(), task: self.task }
-    }
-
-    pub async fn send(&mut self, octets: &[u8]) {
-        self.stream.write_all(octets).await.unwrap();
-        self.stream.flush().await.unwrap();
-    }
-
-    /// One read; false at the end of the connection.
-    async fn receive(&mut self) -> bool {
-        let read = timeout(Duration::from_secs(3600), self.stream.read_buf(&mut self.received)).await;
-        // a TLS peer that goes without a word is an end, too
-        read.expect("the server says nothing").unwrap_or(0) > 0
-    }
-
-    /// The next line with its CRLF; `None` at the end.
-    pub async fn line(&mut self) -> Option<Vec<u8>> {
-        loop {
-            if let Some(at) = self.received.windows(2).position(|window| window == b"\r\n") {
-                return Some(self.received.drain(..at + 2).collect());
-            }
-            if !self.receive().await {
-                assert_eq!(String::from_utf8_lossy(&self.received), "", "half a line at the end");
-                return None;
-            }
-        }
-    }
-
-    /// A multi-line reply's status line and content, unstuffed; `None` if the connection ends before the closing dot.
-    pub async fn multiline(&mut self) -> Option<(String, Vec<u8>)> {
-        let status = String::from_utf8(self.line().await?).unwrap();
-        assert!(status.starts_with("+OK"), "{status}");
-        let mut content = Vec::new();
-        loop {
-            while let Some(at) = memchr::memchr(b'\n', &self.received) {
-                let line: Vec<u8> = self.received.drain(..=at).collect();
-                if line == b".\r\n" {
-                    return Some((status, content));
-                }
-                content.extend_from_slice(line.strip_prefix(b".").unwrap_or(&line));
-            }
-            if !self.receive().await {
-                return None;
-            }
-        }
-    }
-
-    /// Waits until the server's side is over.
-    pub async fn ended(&mut self) {
-        self.task.take().unwrap().await.unwrap();
-    }
-
-    /// Hangs up without a word and waits until the server has noticed.
-    pub async fn hang_up(self) {
-        drop(self.stream);
-        self.task.unwrap().await.unwrap();
-    }
-
-    pub async fn play(&mut self, dialogue: &str) {
-        for (at, line) in dialogue.lines().map(str::trim_start).enumerate() {
-            if let Some(command) = line.strip_prefix("C: ") {
-                self.send(format!("{command}\r\n").as_bytes()).await;
-            } else if line == "S: ~" {
-                assert_eq!(self.line().await.map(|line| String::from_utf8(line).unwrap()), None, "line {at}");
-                self.ended().await;
-            } else if let Some(expected) = line.strip_prefix("S: ") {
-                let got = self.line().await.unwrap_or_else(|| panic!("line {at}: {expected:?} wanted, connection ended"));
-                let got = String::from_utf8(got).unwrap();
-                let got = got.trim_end_matches("\r\n");
-                let fits = match expected.strip_suffix('*') {
-                    Some(beginning) => got.starts_with(beginning),
-                    None => got == expected,
-                };
-                assert!(fits, "line {at}: {expected:?} wanted, {got:?} came");
-            } else {
-                assert_eq!(line, "", "line {at} of the dialogue");
-            }
-        }
     }
 }

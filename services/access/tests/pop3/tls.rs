@@ -9,7 +9,8 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::ring};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::support::{Client, LOG_IN, Site};
+use crate::client::{Client, LOG_IN};
+use crate::support::Site;
 
 fn keys() -> (TlsAcceptor, TlsConnector) {
     let certified = rcgen::generate_simple_self_signed(["mail.example.jp".to_owned()]).unwrap();
@@ -19,7 +20,9 @@ fn keys() -> (TlsAcceptor, TlsConnector) {
     std::fs::write(&key, certified.signing_key.serialize_pem()).unwrap();
     let acceptor = hikyaku_serve::tls::acceptor(&certificate, &key).unwrap();
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from(certified.cert.der().to_vec())).unwrap();
+    roots
+        .add(CertificateDer::from(certified.cert.der().to_vec()))
+        .unwrap();
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -28,9 +31,14 @@ fn keys() -> (TlsAcceptor, TlsConnector) {
     (acceptor, TlsConnector::from(Arc::new(config)))
 }
 
-async fn secure(client: Client<DuplexStream>, connector: TlsConnector) -> Client<TlsStream<DuplexStream>> {
+async fn secure(
+    client: Client<DuplexStream>,
+    connector: TlsConnector,
+) -> Client<TlsStream<DuplexStream>> {
     let name = ServerName::try_from("mail.example.jp").unwrap();
-    client.around(|stream| async move { connector.connect(name, stream).await.unwrap() }).await
+    client
+        .around(|stream| async move { connector.connect(name, stream).await.unwrap() })
+        .await
 }
 
 fn site(tls: Tls) -> Site {
@@ -46,7 +54,9 @@ async fn implicit_tls() {
     let site = site(Tls::Implicit(acceptor));
     let mut client = secure(site.connect(), connector).await;
     client.play(LOG_IN).await;
-    client.play("C: DELE 1\nS: +OK*\nC: QUIT\nS: +OK*\nS: ~").await;
+    client
+        .play("C: DELE 1\nS: +OK*\nC: QUIT\nS: +OK*\nS: ~")
+        .await;
     assert_eq!(site.mails(), [8]);
 }
 
@@ -114,15 +124,24 @@ async fn stls_makes_passwords_possible() {
     let (acceptor, connector) = keys();
     let site = site(Tls::StartTls(acceptor));
     let mut client = site.connect();
-    client.play("S: +OK*\nC: USER alice\nS: -ERR [AUTH]*\nC: STLS\nS: +OK*").await;
+    client
+        .play("S: +OK*\nC: USER alice\nS: -ERR [AUTH]*\nC: STLS\nS: +OK*")
+        .await;
     let mut client = secure(client, connector).await;
-    client.play("C: USER alice\nS: +OK*\nC: PASS secret alice\nS: +OK*\nC: QUIT\nS: +OK*\nS: ~").await;
+    client
+        .play("C: USER alice\nS: +OK*\nC: PASS secret alice\nS: +OK*\nC: QUIT\nS: +OK*\nS: ~")
+        .await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn b30_b31_b32_what_travels_with_stls_ends_the_connection() {
     let (acceptor, _) = keys();
-    for injected in ["STLS\r\nCAPA\r\n", "STLS\r\nNOOP\r\n", "STLS\r\nUSER alice\r\nPASS secret alice\r\n", "STLS\r\nQ"] {
+    for injected in [
+        "STLS\r\nCAPA\r\n",
+        "STLS\r\nNOOP\r\n",
+        "STLS\r\nUSER alice\r\nPASS secret alice\r\n",
+        "STLS\r\nQ",
+    ] {
         let site = site(Tls::StartTls(acceptor.clone()));
         let mut client = site.connect();
         client.play("S: +OK*").await;
@@ -135,7 +154,11 @@ async fn b30_b31_b32_what_travels_with_stls_ends_the_connection() {
 async fn a_handshake_that_fails_or_never_comes_ends_the_connection() {
     let (acceptor, _) = keys();
     for implicit in [true, false] {
-        let tls = if implicit { Tls::Implicit(acceptor.clone()) } else { Tls::StartTls(acceptor.clone()) };
+        let tls = if implicit {
+            Tls::Implicit(acceptor.clone())
+        } else {
+            Tls::StartTls(acceptor.clone())
+        };
         let site = site(tls);
         for garbage in [&b"USER alice\r\nPASS secret alice\r\n"[..], b""] {
             let mut client = site.connect();
