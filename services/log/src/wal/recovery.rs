@@ -10,10 +10,8 @@
 //! ([`frame::was_durable`]), a hole in the retained positions of a shard, a foreign incarnation.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::sync::Arc;
 
-use super::disk::{Disk, DiskFile, read_full_at};
+use super::disk::{Disk, read_full_at};
 use super::frame::{self, BadHeader, FRAME_HEADER, Frame, Kind, SEGMENT_HEADER, SegmentHeader};
 use super::index::{Index, Segment, Shard};
 use super::segment::{Active, Room, TEMPORARY, keep_spare, prepare, segment_name, sequence_of};

@@ -35,16 +35,19 @@ pub fn sequence_of(name: &str) -> Option<u32> {
 
 /// Makes the spare when there is none and there is room.
 pub fn keep_spare(disk: &dyn Disk, segment_bytes: u64) -> io::Result<()> {
-    if disk.list()?.iter().any(|name| name == SPARE) {
+    let exists = disk.list()?.iter().any(|name| name == SPARE);
+    let file = if exists {
+        disk.open(SPARE)?
+    } else {
+        disk.create(SPARE)?
+    };
+    // A crash may have left one without its space.
+    if file.length()? >= segment_bytes {
         return Ok(());
     }
-    let allocated = disk.create(SPARE)?.allocate(segment_bytes);
-    if allocated.is_err() {
-        disk.remove(SPARE)?;
-    }
-    match allocated {
-        Err(error) if !is_full(&error) => Err(error),
-        _ => Ok(()),
+    match file.allocate(segment_bytes) {
+        Err(error) if is_full(&error) => disk.remove(SPARE),
+        done => done,
     }
 }
 

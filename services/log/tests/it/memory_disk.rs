@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use hikyaku_log::wal::disk::{Disk, DiskFile};
 
@@ -80,6 +80,14 @@ struct State {
 #[derive(Clone, Default)]
 pub struct MemoryDisk {
     state: Arc<Mutex<State>>,
+    gate: Arc<(Mutex<Gate>, Condvar)>,
+}
+
+/// Where syncs of files can be held up.
+#[derive(Default)]
+struct Gate {
+    is_closed: bool,
+    waiting: usize,
 }
 
 fn dead() -> io::Error {
@@ -113,6 +121,7 @@ impl MemoryDisk {
     pub fn copy(&self) -> MemoryDisk {
         MemoryDisk {
             state: Arc::new(Mutex::new(self.state().clone())),
+            gate: Arc::default(),
         }
     }
 
@@ -169,6 +178,23 @@ impl MemoryDisk {
         let mut state = self.state();
         state.visible_names.remove(name);
         state.durable_names.remove(name);
+    }
+
+    /// Holds syncs of files up, or lets them go.
+    pub fn hold_syncs(&self, hold: bool) {
+        self.gate.0.lock().unwrap().is_closed = hold;
+        self.gate.1.notify_all();
+    }
+
+    /// Waits until a sync is held up.
+    pub fn wait_for_held_sync(&self) {
+        let gate = self.gate.0.lock().unwrap();
+        drop(
+            self.gate
+                .1
+                .wait_while(gate, |gate| gate.waiting == 0)
+                .unwrap(),
+        );
     }
 
     /// Takes the power away.
@@ -323,11 +349,7 @@ fn write(content: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
 /// Does the sectors of a pending change that survive.
 fn keep(content: &mut Vec<u8>, op: &Op, mut survives: impl FnMut(usize) -> bool) {
     match op {
-        Op::Length { length, .. } => {
-            if survives(0) {
-                content.resize(*length as usize, 0);
-            }
-        }
+        Op::Length { length, .. } if survives(0) => content.resize(*length as usize, 0),
         Op::Write { offset, bytes, .. } => {
             let mut at = 0;
             let mut sector = 0;
@@ -451,6 +473,13 @@ impl DiskFile for MemoryFile {
     }
 
     fn sync(&self) -> io::Result<()> {
+        let (gate, changed) = &*self.disk.gate;
+        let mut held = gate.lock().unwrap();
+        held.waiting += 1;
+        changed.notify_all();
+        held = changed.wait_while(held, |gate| gate.is_closed).unwrap();
+        held.waiting -= 1;
+        drop(held);
         let mut state = self.disk.state();
         if state.sync_fails {
             return Err(io::Error::other("the disk has failed"));
