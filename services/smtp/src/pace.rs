@@ -25,7 +25,7 @@ impl Pace {
         }
     }
 
-    /// How long to wait for the next octets.
+    /// How long to wait for the next octets: not at all once a window has passed with too little in it.
     pub fn patience(&self) -> Duration {
         if self.rate_min == 0 {
             self.block_timeout
@@ -35,14 +35,12 @@ impl Pace {
         }
     }
 
-    /// Counts octets that took `waited` to come; false if that is too slow.
-    pub fn keeps(&mut self, waited: Duration, count: usize) -> bool {
+    /// Counts octets that took `waited` to come.
+    pub fn count(&mut self, waited: Duration, count: usize) {
         self.waited += waited;
         self.bytes += count as u64;
-        let needed = self.rate_min.saturating_mul(self.window.as_secs());
-        if self.bytes >= needed {
+        if self.bytes >= self.rate_min.saturating_mul(self.window.as_secs()) {
             (self.waited, self.bytes) = (Duration::ZERO, 0);
         }
-        self.rate_min == 0 || self.waited < self.window
     }
 }

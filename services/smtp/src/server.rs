@@ -3,10 +3,10 @@
 //! Replies to pipelined commands (RFC 2920) are gathered and written before the loop blocks on input. A client may not
 //! speak before the banner (if [`Options::greet_delay`] asks for silence) nor send anything after EHLO, DATA or STARTTLS
 //! before it has our reply: what it sends there was written by somebody who does not listen, or put there by an attacker
-//! (CVE-2011-0411), so the session is closed. STARTTLS ends one [`Conversation`] and begins another over TLS; input and
+//! (CVE-2011-0411), so the session is closed. STARTTLS ends one `Conversation` and begins another over TLS; input and
 //! state of the first cannot reach the second.
 //!
-//! Memory: one input buffer of [`BLOCK_BYTES`] while a content comes in, [`COMMAND_BYTES`] otherwise, and one output
+//! Memory: one input buffer of 32 KiB while a content comes in, 4 KiB otherwise, and one output
 //! buffer. Every wait for the peer has a deadline.
 
 use bytes::Buf;
@@ -414,9 +414,9 @@ where
             }
             let (began, patience) = (Instant::now(), pace.patience());
             match timeout(patience, self.wire.fill(BLOCK_BYTES)).await {
-                Ok(Ok(count)) if count > 0 && pace.keeps(began.elapsed(), count) => {}
                 Ok(Ok(0) | Err(_)) => return Err(Outcome::Ended(End::Disconnected)),
-                Ok(Ok(_)) | Err(_) => return self.timed_out(Phase::Data).await,
+                Ok(Ok(count)) => pace.count(began.elapsed(), count),
+                Err(_) => return self.timed_out(Phase::Data).await,
             }
         }
     }

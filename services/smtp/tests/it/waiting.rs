@@ -1,10 +1,11 @@
 //! Peers that keep us waiting, and a server that is told to stop.
 
 use crate::support::{Client, Rig};
-use hikyaku_smtp::backend::{Abort, End};
-use hikyaku_smtp::server::Tls;
+use hikyaku_smtp::backend::{Abort, End, Peer};
+use hikyaku_smtp::server::{Tls, serve_connection};
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep};
 
 #[tokio::test(start_paused = true)]
@@ -123,4 +124,39 @@ async fn draining_ends_the_idle_and_lets_a_content_finish() {
     late.hear("421 4.3.2").await;
     sleep(Duration::from_secs(2)).await;
     assert_eq!(rig.edge.ended(), [End::Drained; 4]);
+}
+
+#[tokio::test]
+async fn the_last_reply_is_not_lost_to_a_reset() {
+    let rig = Rig::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut stream = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
+    let (accepted, address) = listener.accept().await.unwrap();
+    let (edge, options, drain) = (rig.edge.clone(), rig.options.clone(), rig.drain.clone());
+    let task = tokio::spawn(async move {
+        serve_connection(
+            accepted,
+            Peer::new(1, address, "smtp".into()),
+            &edge,
+            &options,
+            Tls::Off,
+            &drain,
+        )
+        .await;
+    });
+    stream.write_all(b"POST / HTTP/1.1\r\n").await.unwrap();
+    stream
+        .write_all("x".repeat(100_000).as_bytes())
+        .await
+        .unwrap();
+    stream.shutdown().await.unwrap();
+    let mut heard = String::new();
+    stream.read_to_string(&mut heard).await.unwrap();
+    assert!(
+        heard.ends_with("521 5.5.1 this is a mail server\r\n"),
+        "{heard}"
+    );
+    task.await.unwrap();
 }
