@@ -1,1 +1,15 @@
-//! placeholder
+//! Role: SMTP in. It decides at RCPT, receives with bounded memory, and says 250 only after the one `Accept` record is durable.
+//!
+//! It keeps nothing: any edge can take any mail, and a crash loses only what had no 250 yet. It never answers 5yz for a fault
+//! of ours, and "don't know" is never "no such user".
+//!
+//! # Layout, in the order a mail meets them
+//! * [`backend`]: the SMTP room's seam: sessions, budgets, the postmaster's log lines
+//! * [`recipient`]: RCPT: directory, then a recipient or a refusal
+//! * [`accept`]: content into a body, and commit point A
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+pub mod accept;
+pub mod backend;
+pub mod recipient;

@@ -1,0 +1,289 @@
+//! The SMTP room's seam, implemented: what a session may begin, and what the postmaster reads about it.
+
+use std::sync::Arc;
+
+use hikyaku_blob::Blobs;
+use hikyaku_blob::body::{BodyWriter, INLINE_MAX};
+use hikyaku_directory::Directory;
+use hikyaku_mail::id::MessageId;
+use hikyaku_mail::maillog::{self, Queued, Rejected};
+use hikyaku_mail::path::ForwardPath;
+use hikyaku_mail::reply::Reply;
+use hikyaku_mail::trace::Received;
+use hikyaku_queue::intake::{Closed, Intake};
+use hikyaku_queue::machine::QueueMachine;
+use hikyaku_serve::tasks::Tasks;
+use hikyaku_shard::ambient::SharedAmbient;
+use hikyaku_shard::runtime::Shard;
+use hikyaku_smtp::backend::{Abort, Backend, End, Peer, Phase, Transaction};
+use hikyaku_smtp::command::{BodyType, MailParameters};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::accept::{self, Draft};
+use crate::recipient::{self, Accepted};
+
+/// Permits of the memory budget are this many octets each.
+const PERMIT_BYTES: usize = 1024;
+/// A transaction's own memory besides its content: buffers, recipients, the record being encoded.
+const TRANSACTION_BYTES: usize = 32 * 1024;
+
+/// Everything the edge needs; shared by all sessions.
+pub struct Edge {
+    /// Our name in Received.
+    pub host_name: String,
+    /// Who recipients are.
+    pub directory: Arc<dyn Directory>,
+    /// Large bodies.
+    pub blobs: Arc<dyn Blobs>,
+    /// The `incoming` shards that mail may be accepted into.
+    pub intakes: Vec<Intake>,
+    /// Clock and randomness.
+    pub ambient: SharedAmbient,
+    /// The node.
+    pub tasks: Tasks,
+    /// Memory for mails being received.
+    pub memory: Arc<Semaphore>,
+}
+
+impl Edge {
+    /// A budget of `bytes` for [`Edge::memory`].
+    pub fn memory_budget(bytes: usize) -> Arc<Semaphore> {
+        Arc::new(Semaphore::new(
+            (bytes / PERMIT_BYTES).min(Semaphore::MAX_PERMITS),
+        ))
+    }
+
+    /// The shard for a session's next mail: its own while that is well, else the next one that is.
+    fn choose(&self, session: u64) -> Result<&Shard<QueueMachine>, Closed> {
+        let count = self.intakes.len().max(1) as u64;
+        let own = usize::try_from(session % count).unwrap_or(0);
+        let (before, from) = self.intakes.split_at(own.min(self.intakes.len()));
+        let mut refusal = Closed::NotApplying;
+        for intake in from.iter().chain(before) {
+            match intake.check() {
+                Ok(()) => return Ok(intake.shard()),
+                Err(closed) => refusal = closed,
+            }
+        }
+        Err(refusal)
+    }
+}
+
+fn unavailable() -> Reply {
+    Reply::new(421, (4, 3, 2), "not accepting mail now, try again later")
+}
+
+/// The edge as the SMTP room calls it.
+#[derive(Clone)]
+pub struct EdgeBackend(pub Arc<Edge>);
+
+impl Backend for EdgeBackend {
+    type Transaction = Incoming;
+
+    async fn greet(&self, peer: &Peer) -> Option<Reply> {
+        // full shards are said at MAIL: they may have room by then
+        let refusal = match self.0.choose(peer.session) {
+            Err(Closed::NotApplying) => Some(unavailable()),
+            Ok(_) | Err(Closed::Full) => None,
+        };
+        maillog::connected(peer.session, peer.address, &peer.listener, refusal.as_ref());
+        refusal
+    }
+
+    async fn mail(&self, peer: &Peer, mail: &MailParameters) -> Result<Incoming, Reply> {
+        let edge = &self.0;
+        let refuse = |reply: Reply, reason: &str| {
+            tracing::info!(session = peer.session, reason, "mail refused");
+            reply
+        };
+        let shard = match edge.choose(peer.session) {
+            Ok(shard) => shard,
+            Err(Closed::NotApplying) => return Err(refuse(accept::temporary(), "no incoming shard applies its log")),
+            Err(Closed::Full) => return Err(refuse(accept::no_space(), "all incoming shards are full")),
+        };
+        let content = mail
+            .size
+            .and_then(|size| usize::try_from(size).ok())
+            .unwrap_or(INLINE_MAX)
+            .min(INLINE_MAX);
+        let permits =
+            u32::try_from((content + TRANSACTION_BYTES) / PERMIT_BYTES).unwrap_or(u32::MAX);
+        let Ok(budget) = edge.memory.clone().try_acquire_many_owned(permits) else {
+            return Err(refuse(
+                accept::no_space(),
+                "the memory budget for incoming mail is used up",
+            ));
+        };
+        let id = MessageId::new(
+            shard.id(),
+            edge.ambient.now_ms(),
+            edge.ambient.random(),
+        );
+        let helo = peer
+            .client
+            .as_ref()
+            .map(|client| client.name.as_str())
+            .unwrap_or_default();
+        let body_8bit = mail.body == Some(BodyType::EightBitMime);
+        let envelope = accept::envelope(peer.address, helo, mail.reverse_path.as_str(), body_8bit);
+        Ok(Incoming {
+            edge: edge.clone(),
+            peer: peer.clone(),
+            shard: shard.clone(),
+            draft: Draft {
+                id,
+                envelope,
+                tenant: String::new(),
+                recipients: Vec::new(),
+            },
+            paths: Vec::new(),
+            body: None,
+            _budget: budget,
+        })
+    }
+
+    fn rejected(&self, peer: &Peer, phase: Phase<'_>, reply: &Reply) {
+        let mut line = Rejected {
+            session: peer.session,
+            peer: peer.address,
+            phase: "command",
+            queue_id: None,
+            reverse_path: "",
+            recipient: "",
+            reply,
+            reason: "",
+        };
+        let recipient;
+        match phase {
+            Phase::Connect => line.phase = "connect",
+            Phase::Command => {}
+            Phase::Mail(mail) => {
+                line.phase = "mail";
+                line.reverse_path = mail.reverse_path.as_str();
+            }
+            Phase::Rcpt(path) => {
+                line.phase = "rcpt";
+                recipient = path.to_string();
+                line.recipient = &recipient;
+            }
+            Phase::Data => line.phase = "data",
+        }
+        maillog::rejected(line);
+    }
+
+    fn ended(&self, peer: &Peer, end: End) {
+        tracing::debug!(session = peer.session, ?end, "session ended");
+    }
+}
+
+/// One mail being received. Dropping it leaves nothing behind.
+pub struct Incoming {
+    edge: Arc<Edge>,
+    peer: Peer,
+    shard: Shard<QueueMachine>,
+    draft: Draft,
+    paths: Vec<ForwardPath>,
+    body: Option<BodyWriter>,
+    _budget: OwnedSemaphorePermit,
+}
+
+impl Incoming {
+    fn note(&self, reason: &str) {
+        tracing::info!(session = self.peer.session, queue_id = %self.draft.id, reason, "mail refused");
+    }
+
+    fn take(&mut self, path: &ForwardPath, accepted: Accepted) -> Reply {
+        if self.draft.recipients.is_empty() {
+            self.draft.tenant.clone_from(&accepted.tenant);
+        }
+        self.draft.recipients.push(accepted);
+        self.paths.push(path.clone());
+        Reply::new(250, (2, 1, 5), "recipient ok")
+    }
+}
+
+impl Transaction for Incoming {
+    async fn rcpt(&mut self, path: &ForwardPath) -> Reply {
+        match recipient::decide(&*self.edge.directory, path).await {
+            Ok(accepted) => self.take(path, accepted),
+            Err(refusal) => {
+                tracing::info!(session = self.peer.session, recipient = %path, reason = refusal.reason, "recipient refused");
+                refusal.reply
+            }
+        }
+    }
+
+    async fn data(&mut self) -> Result<(), Reply> {
+        let time_ms = self.edge.ambient.now_ms();
+        self.draft.envelope.received_ms = time_ms;
+        let tls = self
+            .peer
+            .tls
+            .as_ref()
+            .map(|tls| (tls.version.as_str(), tls.cipher.as_str()));
+        let field = Received {
+            client_name: &self.draft.envelope.helo,
+            client_address: self.peer.address.ip(),
+            by: &self.edge.host_name,
+            protocol: self.peer.protocol(),
+            tls,
+            id: self.draft.id,
+            recipient: accept::sole(&self.paths),
+            time_ms,
+        }
+        .to_field();
+        let body = self
+            .body
+            .insert(BodyWriter::new(self.edge.blobs.clone(), self.draft.id));
+        body.write(field.as_bytes())
+            .await
+            .map_err(|error| accept::blob_refusal(&error).0)
+    }
+
+    async fn chunk(&mut self, chunk: &[u8]) -> Result<(), Reply> {
+        let Some(body) = &mut self.body else {
+            return Err(accept::temporary());
+        };
+        match body.write(chunk).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.body = None;
+                let (reply, reason) = accept::blob_refusal(&error);
+                self.note(&reason);
+                Err(reply)
+            }
+        }
+    }
+
+    async fn finish(mut self) -> Reply {
+        let Some(body) = self.body.take() else {
+            return accept::temporary();
+        };
+        let size = body.size();
+        let recipients = self.draft.recipients.len();
+        let (id, tenant) = (self.draft.id, self.draft.tenant.clone());
+        let reverse_path = self.draft.envelope.reverse_path.clone();
+        match accept::accept(&self.edge, &self.shard, self.draft, body).await {
+            Ok(reply) => {
+                maillog::queued(Queued {
+                    queue_id: id,
+                    session: self.peer.session,
+                    tenant: &tenant,
+                    reverse_path: &reverse_path,
+                    recipients,
+                    size,
+                    reports_on: None,
+                });
+                reply
+            }
+            Err((reply, reason)) => {
+                tracing::info!(session = self.peer.session, queue_id = %id, reason, "mail refused");
+                reply
+            }
+        }
+    }
+
+    fn abort(self, reason: Abort) {
+        tracing::debug!(session = self.peer.session, queue_id = %self.draft.id, ?reason, "mail dropped before its end");
+    }
+}

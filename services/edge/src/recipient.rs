@@ -1,0 +1,153 @@
+//! RCPT: who is this, and may mail for them be accepted here?
+//!
+//! A forward is followed far enough to see whether it leaves this site; the expansion itself is the queue's business.
+//! Groups are taken without looking at their members. RFC 5321 sections 3.3 and 4.2.4; codes of RFC 3463.
+
+use std::collections::BTreeSet;
+
+use hikyaku_directory::{Decision, Directory, Resolution};
+use hikyaku_mail::path::{ForwardPath, Mailbox};
+use hikyaku_mail::reply::Reply;
+use hikyaku_proto::v1::recipient::Target;
+use hikyaku_proto::v1::{ExpandTarget, LocalTarget, Recipient};
+
+/// Forwards followed at RCPT; a longer chain is a configuration mistake.
+const FORWARDS_MAX: usize = 10;
+
+/// An accepted recipient and whose customer it is.
+#[derive(Clone, Debug)]
+pub struct Accepted {
+    /// As it goes into the `Accept` record.
+    pub recipient: Recipient,
+    /// The tenant of the address.
+    pub tenant: String,
+}
+
+/// A refusal: what the peer hears and what the log says.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    /// For the peer.
+    pub reply: Reply,
+    /// For the log.
+    pub reason: String,
+}
+
+impl Refusal {
+    fn new(reply: Reply, reason: impl Into<String>) -> Refusal {
+        Refusal {
+            reply,
+            reason: reason.into(),
+        }
+    }
+}
+
+/// Decides about `path`.
+///
+/// # Errors
+/// The refusal: 550 only where the directory said a definite no.
+pub async fn decide(directory: &dyn Directory, path: &ForwardPath) -> Result<Accepted, Refusal> {
+    let address = match path {
+        ForwardPath::Path(mailbox) => mailbox.clone(),
+        ForwardPath::Postmaster => directory.postmaster(),
+    };
+    let resolution = resolve(directory, &address).await?;
+    let tenant = resolution.tenant.as_deref().unwrap_or_default().to_owned();
+    let accepted = |address: &Mailbox, target| Accepted {
+        recipient: Recipient {
+            address: address.to_string(),
+            target: Some(target),
+            ..Recipient::default()
+        },
+        tenant: tenant.clone(),
+    };
+    match resolution.decision {
+        Decision::Local {
+            account,
+            delivered_to,
+        } if account.state.takes_mail() => {
+            let target = LocalTarget {
+                account: account.id.to_string(),
+                tenant: account.tenant.to_string(),
+                mbox: account.mbox.to_string(),
+            };
+            Ok(accepted(&delivered_to, Target::Local(target)))
+        }
+        Decision::Local { .. } => {
+            let reply = Reply::new(550, (5, 2, 1), "mailbox is disabled");
+            Err(Refusal::new(reply, "the account does not take mail"))
+        }
+        Decision::Group { .. } => Ok(accepted(&address, Target::Expand(ExpandTarget::default()))),
+        Decision::Forward { ref to } => {
+            follow(directory, &resolution, to.clone()).await?;
+            Ok(accepted(&address, Target::Expand(ExpandTarget::default())))
+        }
+        Decision::Relay { host, .. } => Err(no_outbound(format!("mailHost {host} is not ours"))),
+        Decision::Foreign => Err(Refusal::new(
+            Reply::new(550, (5, 7, 1), "relaying denied"),
+            "the domain is not ours",
+        )),
+        Decision::NoSuchUser => Err(Refusal::new(
+            Reply::new(550, (5, 1, 1), "no such user here"),
+            resolution.rule.to_string(),
+        )),
+    }
+}
+
+async fn resolve(directory: &dyn Directory, address: &Mailbox) -> Result<Resolution, Refusal> {
+    directory
+        .resolve(address)
+        .await
+        .map_err(|unavailable| Refusal::new(unavailable.reply(), unavailable.reason))
+}
+
+/// Follows a forward to its end; an error when it cannot be delivered here now.
+async fn follow(
+    directory: &dyn Directory,
+    from: &Resolution,
+    first: Mailbox,
+) -> Result<(), Refusal> {
+    let mut seen: BTreeSet<Option<String>> = BTreeSet::from([from.entry.clone()]);
+    let mut to = first;
+    for _ in 0..FORWARDS_MAX {
+        let next = resolve(directory, &to).await?;
+        match next.decision {
+            Decision::Local { account, .. } if account.state.takes_mail() => return Ok(()),
+            Decision::Group { .. } => return Ok(()),
+            Decision::Local { .. } => {
+                return Err(misconfigured(format!(
+                    "it forwards to {to}, which is disabled"
+                )));
+            }
+            Decision::NoSuchUser => {
+                return Err(misconfigured(format!(
+                    "it forwards to {to}, who does not exist"
+                )));
+            }
+            Decision::Relay { host, .. } => {
+                return Err(no_outbound(format!("it forwards to {to} at {host}")));
+            }
+            Decision::Foreign => return Err(no_outbound(format!("it forwards to {to}"))),
+            Decision::Forward { to: further } if seen.insert(next.entry) => to = further,
+            Decision::Forward { .. } => {
+                return Err(misconfigured(format!("its forwards lead back to {to}")));
+            }
+        }
+    }
+    Err(misconfigured(format!("more than {FORWARDS_MAX} forwards")))
+}
+
+/// A known user whose mail would leave: nothing sends mail out yet, and the user is not to blame.
+fn no_outbound(reason: String) -> Refusal {
+    Refusal::new(
+        Reply::new(450, (4, 3, 2), "cannot be forwarded now, try again later"),
+        reason,
+    )
+}
+
+/// The directory contradicts itself: our fault, so never permanent.
+fn misconfigured(reason: String) -> Refusal {
+    Refusal::new(
+        Reply::new(450, (4, 3, 5), "cannot be routed now, try again later"),
+        reason,
+    )
+}
