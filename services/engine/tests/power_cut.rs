@@ -1,7 +1,7 @@
 //! Power cuts, recorded and rebuilt.
 //!
 //! A child process runs a workload on a disk engine under strace. From the record, images of the directory are rebuilt
-//! as a power cut could have left it at many moments, before and after each version switch and at random, under three
+//! as a power cut could have left it at many moments, before and after each version switch and at random, under four
 //! models of what a disk may forget. Each image must open and be exactly one committed batch, no older than the last
 //! flush that had been reported durable. It guards the syncs that the LSM library leaves to us, also when the library is
 //! updated.
@@ -17,7 +17,7 @@ mod workload;
 use std::path::Path;
 use std::process::Command;
 
-use hikyaku_engine::contract::{Dice, pairs};
+use hikyaku_engine::contract::{self, Dice, apply, pairs};
 use hikyaku_engine::disk::{DiskEngine, Options, Shared};
 use hikyaku_engine::{Engine, Snapshot};
 
@@ -50,12 +50,17 @@ fn power_cuts() {
         relocations >= RELOCATIONS_MIN,
         "only {relocations} relocating compactions"
     );
+    let replaced = record
+        .events
+        .iter()
+        .any(|event| matches!(event.op, Op::Exchange { .. }));
+    assert!(replaced, "the store was never replaced");
 
     let shared = Shared::start(Options::default()).unwrap();
     let mut dice = Dice::new(11);
     let (mut images, mut red) = (0, Vec::new());
     for (cut, aim) in cuts(&record, &mut dice) {
-        for model in [Model::Strict, Model::Ordered, Model::Random] {
+        for model in [Model::Strict, Model::Ordered, Model::Random, Model::Kill] {
             images += 1;
             let image = tempfile::tempdir().unwrap();
             rebuild::write(&record, cut, model, &mut dice, image.path());
@@ -125,11 +130,10 @@ fn record_workload(dir: &Path) -> Record {
 fn cuts(record: &Record, dice: &mut Dice) -> Vec<(usize, &'static str)> {
     let mut cuts = Vec::new();
     for (at, event) in record.events.iter().enumerate() {
-        let Op::Rename { to, .. } = &event.op else {
-            continue;
-        };
-        if to != "current" {
-            continue;
+        match &event.op {
+            Op::Rename { to, .. } if to == "current" => {}
+            Op::Exchange { .. } => {}
+            _ => continue,
         }
         cuts.push((event.end - 1, "before the switch"));
         cuts.push((event.end, "at the switch"));
@@ -172,7 +176,7 @@ fn relocations(record: &Record) -> usize {
 fn examine(
     image: &Path,
     shared: &Shared,
-    states: &[hikyaku_engine::contract::Model],
+    states: &[contract::Model],
     marks: &Marks,
     go_on: bool,
 ) -> Result<(), String> {
@@ -187,9 +191,11 @@ fn examine(
         ));
     }
     same(&*engine.snapshot(), &states[at])?;
-    if !go_on || at + 1 >= states.len() {
+    if !go_on {
         return Ok(());
     }
+    let mut next = states[at].clone();
+    apply(&mut next, &workload::batch(at + 1));
     engine
         .write(workload::batch(at + 1))
         .map_err(|error| error.to_string())?;
@@ -205,10 +211,10 @@ fn examine(
     drop(engine);
     let engine =
         DiskEngine::open(&dir, shared).map_err(|error| format!("does not open again: {error}"))?;
-    same(&*engine.snapshot(), &states[at + 1])
+    same(&*engine.snapshot(), &next)
 }
 
-fn same(view: &dyn Snapshot, expected: &hikyaku_engine::contract::Model) -> Result<(), String> {
+fn same(view: &dyn Snapshot, expected: &contract::Model) -> Result<(), String> {
     let found = view
         .scan(b"", b"", usize::MAX)
         .map_err(|error| format!("does not read: {error}"))?;

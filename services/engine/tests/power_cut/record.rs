@@ -14,6 +14,9 @@ pub const SYSCALLS: &str = "open,openat,openat2,creat,close,dup,dup2,dup3,lseek,
 /// A file or directory; 0 is the recorded directory.
 pub type Ino = usize;
 
+/// Where relative names would start; none are used.
+const CWD: &str = "AT_FDCWD";
+
 /// What happened.
 #[derive(Debug)]
 pub enum Op {
@@ -32,6 +35,12 @@ pub enum Op {
         from: String,
         to: String,
         ino: Ino,
+    },
+    /// Two names of one directory change places.
+    Exchange {
+        dir: Ino,
+        one: String,
+        other: String,
     },
     Unlink {
         dir: Ino,
@@ -190,12 +199,15 @@ impl Reader {
                 Some(Opened::File { ino, .. }) => vec![Op::Sync { ino: *ino }],
                 _ => Vec::new(),
             },
-            "mkdir" => self.made(&path(args[0])),
-            "rename" => self.renamed(&path(args[0]), &path(args[1])),
-            "renameat" if args[0] == "AT_FDCWD" && args[2] == "AT_FDCWD" => {
-                self.renamed(&path(args[1]), &path(args[3]))
+            "mkdir" => self.made(args[0]),
+            "rename" => self.renamed((CWD, args[0]), (CWD, args[1])),
+            "renameat" => self.renamed((args[0], args[1]), (args[2], args[3])),
+            "renameat2" if args[4] == "RENAME_EXCHANGE" => {
+                self.exchanged((args[0], args[1]), (args[2], args[3]))
             }
-            "unlink" => self.unlinked(&path(args[0])),
+            "unlink" => self.unlinked(CWD, args[0]),
+            "rmdir" => self.unlinked(CWD, args[0]),
+            "unlinkat" => self.unlinked(args[0], args[1]),
             _ => {
                 let ours = args.iter().any(|arg| match arg.strip_prefix('"') {
                     Some(_) => path(arg).starts_with(&self.disk),
@@ -212,7 +224,8 @@ impl Reader {
 
     fn opened(&mut self, args: &[&str], fd: i64) -> Vec<Op> {
         self.open.remove(&fd);
-        let (path, flags) = (path(args[1]), args[2]);
+        let flags = args[2];
+        let path = path(args[1]);
         if path == self.marks {
             self.open.insert(fd, Opened::Marks);
             return Vec::new();
@@ -221,10 +234,9 @@ impl Reader {
             self.open.insert(fd, Opened::File { ino: 0, offset: 0 });
             return Vec::new();
         }
-        let Some((dir, name)) = self.place(&path) else {
+        let Some((dir, name)) = self.place(args[0], args[1]) else {
             return Vec::new();
         };
-        assert_eq!(args[0], "AT_FDCWD", "a relative name is not understood");
         assert!(
             !flags.contains("O_APPEND") && !flags.contains("O_TMPFILE"),
             "{flags} not understood"
@@ -278,20 +290,22 @@ impl Reader {
         vec![Op::Truncate { ino, len }]
     }
 
-    fn made(&mut self, path: &str) -> Vec<Op> {
-        if path == self.disk {
+    fn made(&mut self, quoted: &str) -> Vec<Op> {
+        if path(quoted) == self.disk {
             self.started = true;
             return Vec::new();
         }
-        let Some((dir, name)) = self.place(path) else {
+        let Some((dir, name)) = self.place(CWD, quoted) else {
             return Vec::new();
         };
         let ino = self.enter(dir, &name);
         vec![Op::Mkdir { dir, name, ino }]
     }
 
-    fn renamed(&mut self, from: &str, to: &str) -> Vec<Op> {
-        let (Some((dir, from)), Some((to_dir, to))) = (self.place(from), self.place(to)) else {
+    fn renamed(&mut self, from: (&str, &str), to: (&str, &str)) -> Vec<Op> {
+        let (Some((dir, from)), Some((to_dir, to))) =
+            (self.place(from.0, from.1), self.place(to.0, to.1))
+        else {
             return Vec::new();
         };
         assert_eq!(dir, to_dir, "a rename across directories is not understood");
@@ -300,8 +314,27 @@ impl Reader {
         vec![Op::Rename { dir, from, to, ino }]
     }
 
-    fn unlinked(&mut self, path: &str) -> Vec<Op> {
-        let Some((dir, name)) = self.place(path) else {
+    fn exchanged(&mut self, one: (&str, &str), other: (&str, &str)) -> Vec<Op> {
+        let (Some((dir, one)), Some((other_dir, other))) =
+            (self.place(one.0, one.1), self.place(other.0, other.1))
+        else {
+            return Vec::new();
+        };
+        assert_eq!(
+            dir, other_dir,
+            "an exchange across directories is not understood"
+        );
+        let (a, b) = (
+            self.entries[&(dir, one.clone())],
+            self.entries[&(dir, other.clone())],
+        );
+        self.entries.insert((dir, one.clone()), b);
+        self.entries.insert((dir, other.clone()), a);
+        vec![Op::Exchange { dir, one, other }]
+    }
+
+    fn unlinked(&mut self, dirfd: &str, quoted: &str) -> Vec<Op> {
+        let Some((dir, name)) = self.place(dirfd, quoted) else {
             return Vec::new();
         };
         self.entries.remove(&(dir, name.clone())).unwrap();
@@ -315,8 +348,21 @@ impl Reader {
         ino
     }
 
-    /// Directory and name of a path in the recorded directory.
-    fn place(&self, path: &str) -> Option<(Ino, String)> {
+    /// Directory and name of a path, absolute or relative to an open directory, in the recorded directory.
+    fn place(&self, dirfd: &str, quoted: &str) -> Option<(Ino, String)> {
+        let path = path(quoted);
+        if let Ok(dirfd) = dirfd.parse::<i64>()
+            && !path.starts_with('/')
+        {
+            assert!(
+                !path.contains('/'),
+                "{path} relative to a directory is not understood"
+            );
+            return match self.open.get(&dirfd)? {
+                Opened::File { ino, .. } => Some((*ino, path)),
+                Opened::Marks => None,
+            };
+        }
         let inside = path.strip_prefix(&self.disk)?.strip_prefix('/')?;
         assert!(self.started, "{path} before the directory was created");
         let mut dir = 0;

@@ -1,5 +1,5 @@
 //! The recorded workload: overwrites and deletions of small and separated values, flushes from the writer and from the
-//! budget, compactions, garbage collections that relocate, and a restart.
+//! budget, compactions, garbage collections that relocate, a restart, and the replacement of the whole store.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hikyaku_engine::contract::{Dice, Model, apply, delete, put};
+use hikyaku_engine::contract::{Dice, Model, apply, delete, pairs, put};
 use hikyaku_engine::disk::{DiskEngine, Options, Shared};
 use hikyaku_engine::{Engine, Write};
 
@@ -23,8 +23,11 @@ pub const MARKS: &str = "marks";
 pub const GC_BEGINS: &str = "gc begins";
 pub const GC_ENDS: &str = "gc ends";
 
-const BATCHES: usize = 160;
 const RESTART_AT: usize = 90;
+/// This batch is not written but is the store replaced by an earlier state, as a replica is from a peer's snapshot.
+const IMPORT: usize = 150;
+const IMPORTED: usize = 120;
+const BATCHES: usize = 175;
 
 /// The writes of batch `n`, 1 and up.
 pub fn batch(n: usize) -> Vec<Write> {
@@ -48,6 +51,10 @@ pub fn batch(n: usize) -> Vec<Write> {
 pub fn states() -> Vec<Model> {
     let mut states = vec![Model::new()];
     for n in 1..=BATCHES {
+        if n == IMPORT {
+            states.push(states[IMPORTED].clone());
+            continue;
+        }
         let mut next = states[n - 1].clone();
         apply(&mut next, &batch(n));
         states.push(next);
@@ -79,23 +86,33 @@ pub fn run(dir: &Path, states: &[Model]) {
         ..Options::default()
     };
     let store = dir.join(DISK).join(STORE);
-    let mut first = 1;
-    for last in [RESTART_AT, BATCHES] {
+    for (batches, import) in [
+        (1..=RESTART_AT, false),
+        (RESTART_AT + 1..=IMPORT - 1, true),
+        (IMPORT + 1..=BATCHES, false),
+    ] {
         let shared = Shared::start(options.clone()).unwrap();
         let engine = DiskEngine::open(&store, &shared).unwrap();
-        first = first.min(batch_of(&engine.position()) + 1);
+        // the last handle was dropped without a flush: what it lost comes back first
+        let (first, last) = (batch_of(&engine.position()) + 1, *batches.end());
         for n in first..=last {
             step(&engine, n, &mut mark);
         }
-        first = last + 1;
         if last == BATCHES {
             engine.flush().unwrap();
+        }
+        drop(engine);
+        if import {
+            mark(format!("begun {IMPORT}"));
+            let pairs = pairs(&states[IMPORTED]).into_iter().map(Ok);
+            DiskEngine::replace(&store, &shared, pairs, position(IMPORT)).unwrap();
+            mark(format!("durable {IMPORT}"));
         }
     }
     let shared = Shared::start(options).unwrap();
     let engine = DiskEngine::open(&store, &shared).unwrap();
     let found = engine.snapshot().scan(b"", b"", usize::MAX).unwrap();
-    assert!(found == hikyaku_engine::contract::pairs(&states[BATCHES]));
+    assert!(found == pairs(&states[BATCHES]));
 }
 
 fn step(engine: &Arc<DiskEngine>, n: usize, mark: &mut impl FnMut(String)) {
