@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io::Read;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use hikyaku_mail::id::MessageId;
@@ -23,8 +24,8 @@ thread_local! {
 }
 
 /// A body being received. Memory stays under [`INLINE_MAX`] plus one chunk, whatever the size.
-pub struct BodyWriter<'a> {
-    blobs: &'a dyn Blobs,
+pub struct BodyWriter {
+    blobs: Arc<dyn Blobs>,
     id: MessageId,
     size: u64,
     hash: blake3::Hasher,
@@ -32,9 +33,9 @@ pub struct BodyWriter<'a> {
     blob: Option<Box<dyn BlobWriter>>,
 }
 
-impl<'a> BodyWriter<'a> {
+impl BodyWriter {
     /// A body for message `id`, which goes to `blobs` once it is large.
-    pub fn new(blobs: &'a dyn Blobs, id: MessageId) -> BodyWriter<'a> {
+    pub fn new(blobs: Arc<dyn Blobs>, id: MessageId) -> BodyWriter {
         BodyWriter {
             blobs,
             id,
@@ -142,8 +143,7 @@ pub enum BodyReader {
     /// Inline: decompressed as it is read.
     Inline {
         /// The decoder over the frame.
-        decoder:
-            Box<zstd::stream::read::Decoder<'static, std::io::BufReader<std::io::Cursor<Bytes>>>>,
+        decoder: Box<zstd::stream::read::Decoder<'static, std::io::Cursor<Bytes>>>,
         /// Octets still owed by the frame, against a frame that lies.
         left: u64,
     },
@@ -161,7 +161,7 @@ impl BodyReader {
         match body.content.as_ref().ok_or_else(malformed)? {
             Content::Zstd(frame) => {
                 let cursor = std::io::Cursor::new(frame.clone());
-                let decoder = zstd::stream::read::Decoder::new(cursor)
+                let decoder = zstd::stream::read::Decoder::with_buffer(cursor)
                     .map_err(|error| BlobError::Unavailable(error.to_string()))?;
                 Ok(BodyReader::Inline {
                     decoder: Box::new(decoder),

@@ -47,7 +47,7 @@ async fn bodies_read_back_as_written<B: Blobs>(open: impl Fn() -> Arc<B>) {
     {
         let content: Vec<u8> = (0..size).map(|index| (index * 31 % 251) as u8).collect();
         let blobs = open();
-        let mut writer = BodyWriter::new(&*blobs, id(random as u64));
+        let mut writer = BodyWriter::new(blobs, id(random as u64));
         for chunk in content.chunks(7001) {
             writer.write(chunk).await.unwrap();
         }

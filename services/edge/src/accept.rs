@@ -16,7 +16,7 @@ use hikyaku_blob::body::BodyWriter;
 use hikyaku_log::AppendError;
 use hikyaku_mail::id::MessageId;
 use hikyaku_mail::path::ForwardPath;
-use hikyaku_mail::reply::Reply;
+use hikyaku_mail::reply::{Rejection, Reply};
 use hikyaku_proto::v1::record::Command;
 use hikyaku_proto::v1::{Accept, Body, Cancel, Envelope};
 use hikyaku_queue::machine::QueueMachine;
@@ -45,7 +45,7 @@ pub(crate) async fn accept(
     shard: &Shard<QueueMachine>,
     draft: Draft,
     body: BodyWriter,
-) -> Result<Reply, (Reply, String)> {
+) -> Result<Reply, Rejection> {
     let body = body.finish().await.map_err(|error| blob_refusal(&error))?;
     let id = draft.id;
     let accept = Accept {
@@ -65,7 +65,7 @@ pub(crate) async fn accept(
         Ok(Ok(_)) => Ok(Reply::new(250, (2, 0, 0), format!("queued as {id}"))),
         Ok(Err(AppendError::Unknown)) | Err(_) => {
             cancel(edge, shard.clone(), id);
-            Err((
+            Err(Rejection::new(
                 temporary(),
                 format!("nobody knows whether {id} is durable; cancelled"),
             ))
@@ -77,7 +77,10 @@ pub(crate) async fn accept(
             } else {
                 temporary()
             };
-            Err((reply, format!("{id} was not logged: {error}")))
+            Err(Rejection::new(
+                reply,
+                format!("{id} was not logged: {error}"),
+            ))
         }
     }
 }
@@ -112,13 +115,13 @@ fn drop_blob(edge: &Arc<Edge>, body: &Body, id: MessageId) {
 }
 
 /// What the peer hears and the log says when a body cannot be kept.
-pub(crate) fn blob_refusal(error: &BlobError) -> (Reply, String) {
+pub(crate) fn blob_refusal(error: &BlobError) -> Rejection {
     let reply = if *error == BlobError::Full {
         no_space()
     } else {
         temporary()
     };
-    (reply, error.to_string())
+    Rejection::new(reply, error.to_string())
 }
 
 /// No space or no budget.

@@ -8,7 +8,7 @@ use hikyaku_directory::Directory;
 use hikyaku_mail::id::MessageId;
 use hikyaku_mail::maillog::{self, Queued, Rejected};
 use hikyaku_mail::path::ForwardPath;
-use hikyaku_mail::reply::Reply;
+use hikyaku_mail::reply::{Rejection, Reply};
 use hikyaku_mail::trace::Received;
 use hikyaku_queue::intake::{Closed, Intake};
 use hikyaku_queue::machine::QueueMachine;
@@ -69,6 +69,8 @@ impl Edge {
     }
 }
 
+const NOT_APPLYING: &str = "no incoming shard applies its log";
+
 fn unavailable() -> Reply {
     Reply::new(421, (4, 3, 2), "not accepting mail now, try again later")
 }
@@ -80,26 +82,27 @@ pub struct EdgeBackend(pub Arc<Edge>);
 impl Backend for EdgeBackend {
     type Transaction = Incoming;
 
-    async fn greet(&self, peer: &Peer) -> Option<Reply> {
+    async fn greet(&self, peer: &Peer) -> Option<Rejection> {
         // full shards are said at MAIL: they may have room by then
         let refusal = match self.0.choose(peer.session) {
-            Err(Closed::NotApplying) => Some(unavailable()),
+            Err(Closed::NotApplying) => Some(Rejection::new(unavailable(), NOT_APPLYING)),
             Ok(_) | Err(Closed::Full) => None,
         };
-        maillog::connected(peer.session, peer.address, &peer.listener, refusal.as_ref());
+        let reply = refusal.as_ref().map(|refusal| &refusal.reply);
+        maillog::connected(peer.session, peer.address, &peer.listener, reply);
         refusal
     }
 
-    async fn mail(&self, peer: &Peer, mail: &MailParameters) -> Result<Incoming, Reply> {
+    async fn mail(&self, peer: &Peer, mail: &MailParameters) -> Result<Incoming, Rejection> {
         let edge = &self.0;
-        let refuse = |reply: Reply, reason: &str| {
-            tracing::info!(session = peer.session, reason, "mail refused");
-            reply
-        };
         let shard = match edge.choose(peer.session) {
             Ok(shard) => shard,
-            Err(Closed::NotApplying) => return Err(refuse(accept::temporary(), "no incoming shard applies its log")),
-            Err(Closed::Full) => return Err(refuse(accept::no_space(), "all incoming shards are full")),
+            Err(Closed::NotApplying) => {
+                return Err(Rejection::new(accept::temporary(), NOT_APPLYING));
+            }
+            Err(Closed::Full) => {
+                return Err(Rejection::new(accept::no_space(), "the queue is full"));
+            }
         };
         let content = mail
             .size
@@ -109,16 +112,12 @@ impl Backend for EdgeBackend {
         let permits =
             u32::try_from((content + TRANSACTION_BYTES) / PERMIT_BYTES).unwrap_or(u32::MAX);
         let Ok(budget) = edge.memory.clone().try_acquire_many_owned(permits) else {
-            return Err(refuse(
+            return Err(Rejection::new(
                 accept::no_space(),
-                "the memory budget for incoming mail is used up",
+                "no memory left for incoming mail",
             ));
         };
-        let id = MessageId::new(
-            shard.id(),
-            edge.ambient.now_ms(),
-            edge.ambient.random(),
-        );
+        let id = MessageId::new(shard.id(), edge.ambient.now_ms(), edge.ambient.random());
         let helo = peer
             .client
             .as_ref()
@@ -142,7 +141,7 @@ impl Backend for EdgeBackend {
         })
     }
 
-    fn rejected(&self, peer: &Peer, phase: Phase<'_>, reply: &Reply) {
+    fn rejected(&self, peer: &Peer, phase: Phase<'_>, rejection: &Rejection) {
         let mut line = Rejected {
             session: peer.session,
             peer: peer.address,
@@ -150,8 +149,8 @@ impl Backend for EdgeBackend {
             queue_id: None,
             reverse_path: "",
             recipient: "",
-            reply,
-            reason: "",
+            reply: &rejection.reply,
+            reason: &rejection.reason,
         };
         let recipient;
         match phase {
@@ -188,10 +187,6 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    fn note(&self, reason: &str) {
-        tracing::info!(session = self.peer.session, queue_id = %self.draft.id, reason, "mail refused");
-    }
-
     fn take(&mut self, path: &ForwardPath, accepted: Accepted) -> Reply {
         if self.draft.recipients.is_empty() {
             self.draft.tenant.clone_from(&accepted.tenant);
@@ -203,17 +198,12 @@ impl Incoming {
 }
 
 impl Transaction for Incoming {
-    async fn rcpt(&mut self, path: &ForwardPath) -> Reply {
-        match recipient::decide(&*self.edge.directory, path).await {
-            Ok(accepted) => self.take(path, accepted),
-            Err(refusal) => {
-                tracing::info!(session = self.peer.session, recipient = %path, reason = refusal.reason, "recipient refused");
-                refusal.reply
-            }
-        }
+    async fn rcpt(&mut self, path: &ForwardPath) -> Result<Reply, Rejection> {
+        let accepted = recipient::decide(&*self.edge.directory, path).await?;
+        Ok(self.take(path, accepted))
     }
 
-    async fn data(&mut self) -> Result<(), Reply> {
+    async fn data(&mut self) -> Result<(), Rejection> {
         let time_ms = self.edge.ambient.now_ms();
         self.draft.envelope.received_ms = time_ms;
         let tls = self
@@ -237,53 +227,48 @@ impl Transaction for Incoming {
             .insert(BodyWriter::new(self.edge.blobs.clone(), self.draft.id));
         body.write(field.as_bytes())
             .await
-            .map_err(|error| accept::blob_refusal(&error).0)
+            .map_err(|error| accept::blob_refusal(&error))
     }
 
-    async fn chunk(&mut self, chunk: &[u8]) -> Result<(), Reply> {
+    async fn chunk(&mut self, chunk: &[u8]) -> Result<(), Rejection> {
         let Some(body) = &mut self.body else {
-            return Err(accept::temporary());
+            return Err(lost_body());
         };
         match body.write(chunk).await {
             Ok(()) => Ok(()),
             Err(error) => {
                 self.body = None;
-                let (reply, reason) = accept::blob_refusal(&error);
-                self.note(&reason);
-                Err(reply)
+                Err(accept::blob_refusal(&error))
             }
         }
     }
 
-    async fn finish(mut self) -> Reply {
+    async fn finish(mut self) -> Result<Reply, Rejection> {
         let Some(body) = self.body.take() else {
-            return accept::temporary();
+            return Err(lost_body());
         };
         let size = body.size();
         let recipients = self.draft.recipients.len();
         let (id, tenant) = (self.draft.id, self.draft.tenant.clone());
         let reverse_path = self.draft.envelope.reverse_path.clone();
-        match accept::accept(&self.edge, &self.shard, self.draft, body).await {
-            Ok(reply) => {
-                maillog::queued(Queued {
-                    queue_id: id,
-                    session: self.peer.session,
-                    tenant: &tenant,
-                    reverse_path: &reverse_path,
-                    recipients,
-                    size,
-                    reports_on: None,
-                });
-                reply
-            }
-            Err((reply, reason)) => {
-                tracing::info!(session = self.peer.session, queue_id = %id, reason, "mail refused");
-                reply
-            }
-        }
+        let reply = accept::accept(&self.edge, &self.shard, self.draft, body).await?;
+        maillog::queued(Queued {
+            queue_id: id,
+            session: self.peer.session,
+            tenant: &tenant,
+            reverse_path: &reverse_path,
+            recipients,
+            size,
+            reports_on: None,
+        });
+        Ok(reply)
     }
 
     fn abort(self, reason: Abort) {
         tracing::debug!(session = self.peer.session, queue_id = %self.draft.id, ?reason, "mail dropped before its end");
     }
+}
+
+fn lost_body() -> Rejection {
+    Rejection::new(accept::temporary(), "the body could not be kept")
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use hikyaku_directory::{Decision, Directory, Resolution};
 use hikyaku_mail::path::{ForwardPath, Mailbox};
-use hikyaku_mail::reply::Reply;
+use hikyaku_mail::reply::{Rejection, Reply};
 use hikyaku_proto::v1::recipient::Target;
 use hikyaku_proto::v1::{ExpandTarget, LocalTarget, Recipient};
 
@@ -23,29 +23,11 @@ pub struct Accepted {
     pub tenant: String,
 }
 
-/// A refusal: what the peer hears and what the log says.
-#[derive(Clone, Debug)]
-pub struct Refusal {
-    /// For the peer.
-    pub reply: Reply,
-    /// For the log.
-    pub reason: String,
-}
-
-impl Refusal {
-    fn new(reply: Reply, reason: impl Into<String>) -> Refusal {
-        Refusal {
-            reply,
-            reason: reason.into(),
-        }
-    }
-}
-
 /// Decides about `path`.
 ///
 /// # Errors
 /// The refusal: 550 only where the directory said a definite no.
-pub async fn decide(directory: &dyn Directory, path: &ForwardPath) -> Result<Accepted, Refusal> {
+pub async fn decide(directory: &dyn Directory, path: &ForwardPath) -> Result<Accepted, Rejection> {
     let address = match path {
         ForwardPath::Path(mailbox) => mailbox.clone(),
         ForwardPath::Postmaster => directory.postmaster(),
@@ -74,7 +56,7 @@ pub async fn decide(directory: &dyn Directory, path: &ForwardPath) -> Result<Acc
         }
         Decision::Local { .. } => {
             let reply = Reply::new(550, (5, 2, 1), "mailbox is disabled");
-            Err(Refusal::new(reply, "the account does not take mail"))
+            Err(Rejection::new(reply, "the account does not take mail"))
         }
         Decision::Group { .. } => Ok(accepted(&address, Target::Expand(ExpandTarget::default()))),
         Decision::Forward { ref to } => {
@@ -82,22 +64,22 @@ pub async fn decide(directory: &dyn Directory, path: &ForwardPath) -> Result<Acc
             Ok(accepted(&address, Target::Expand(ExpandTarget::default())))
         }
         Decision::Relay { host, .. } => Err(no_outbound(format!("mailHost {host} is not ours"))),
-        Decision::Foreign => Err(Refusal::new(
+        Decision::Foreign => Err(Rejection::new(
             Reply::new(550, (5, 7, 1), "relaying denied"),
             "the domain is not ours",
         )),
-        Decision::NoSuchUser => Err(Refusal::new(
+        Decision::NoSuchUser => Err(Rejection::new(
             Reply::new(550, (5, 1, 1), "no such user here"),
             resolution.rule.to_string(),
         )),
     }
 }
 
-async fn resolve(directory: &dyn Directory, address: &Mailbox) -> Result<Resolution, Refusal> {
+async fn resolve(directory: &dyn Directory, address: &Mailbox) -> Result<Resolution, Rejection> {
     directory
         .resolve(address)
         .await
-        .map_err(|unavailable| Refusal::new(unavailable.reply(), unavailable.reason))
+        .map_err(|unavailable| Rejection::new(unavailable.reply(), unavailable.reason))
 }
 
 /// Follows a forward to its end; an error when it cannot be delivered here now.
@@ -105,7 +87,7 @@ async fn follow(
     directory: &dyn Directory,
     from: &Resolution,
     first: Mailbox,
-) -> Result<(), Refusal> {
+) -> Result<(), Rejection> {
     let mut seen: BTreeSet<Option<String>> = BTreeSet::from([from.entry.clone()]);
     let mut to = first;
     for _ in 0..FORWARDS_MAX {
@@ -137,16 +119,16 @@ async fn follow(
 }
 
 /// A known user whose mail would leave: nothing sends mail out yet, and the user is not to blame.
-fn no_outbound(reason: String) -> Refusal {
-    Refusal::new(
+fn no_outbound(reason: String) -> Rejection {
+    Rejection::new(
         Reply::new(450, (4, 3, 2), "cannot be forwarded now, try again later"),
         reason,
     )
 }
 
 /// The directory contradicts itself: our fault, so never permanent.
-fn misconfigured(reason: String) -> Refusal {
-    Refusal::new(
+fn misconfigured(reason: String) -> Rejection {
+    Rejection::new(
         Reply::new(450, (4, 3, 5), "cannot be routed now, try again later"),
         reason,
     )

@@ -99,6 +99,34 @@ impl fmt::Display for Reply {
     }
 }
 
+/// A refusal: what the peer hears, and what only the log says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// For the peer.
+    pub reply: Reply,
+    /// For the log; empty where the reply says it all.
+    pub reason: String,
+}
+
+impl Rejection {
+    /// `reply`, because of `reason`.
+    pub fn new(reply: Reply, reason: impl Into<String>) -> Rejection {
+        Rejection {
+            reply,
+            reason: reason.into(),
+        }
+    }
+}
+
+impl From<Reply> for Rejection {
+    fn from(reply: Reply) -> Rejection {
+        Rejection {
+            reply,
+            reason: String::new(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{EnhancedStatusCode, Reply};

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use hikyaku_mail::path::ForwardPath;
-use hikyaku_mail::reply::Reply;
+use hikyaku_mail::reply::{Rejection, Reply};
 
 use crate::command::{ClientName, MailParameters};
 
@@ -119,17 +119,17 @@ pub trait Backend: Send + Sync + 'static {
 
     /// A peer has connected. `None` greets it; a reply (421 when no mail could be made durable) is sent instead of the
     /// banner and the connection closed.
-    fn greet(&self, peer: &Peer) -> impl Future<Output = Option<Reply>> + Send;
+    fn greet(&self, peer: &Peer) -> impl Future<Output = Option<Rejection>> + Send;
 
     /// MAIL: reserves what the transaction needs, or refuses it.
     fn mail(
         &self,
         peer: &Peer,
         mail: &MailParameters,
-    ) -> impl Future<Output = Result<Self::Transaction, Reply>> + Send;
+    ) -> impl Future<Output = Result<Self::Transaction, Rejection>> + Send;
 
     /// A refusal has been given, by the protocol or by the backend.
-    fn rejected(&self, peer: &Peer, phase: Phase<'_>, reply: &Reply);
+    fn rejected(&self, peer: &Peer, phase: Phase<'_>, rejection: &Rejection);
 
     /// The session is over. Called once for each connection, also for one that failed before [`Backend::greet`].
     fn ended(&self, peer: &Peer, end: End);
@@ -137,18 +137,19 @@ pub trait Backend: Send + Sync + 'static {
 
 /// One mail on its way in. Dropping it without a call must lose nothing but the mail, as [`Transaction::abort`] does.
 pub trait Transaction: Send {
-    /// RCPT. The reply is sent as it is; a positive one accepts the recipient. Not called again for an accepted path.
-    fn rcpt(&mut self, path: &ForwardPath) -> impl Future<Output = Reply> + Send;
+    /// RCPT. `Ok` accepts the recipient; the reply is sent as it is. Not called again for an accepted path.
+    fn rcpt(&mut self, path: &ForwardPath)
+    -> impl Future<Output = Result<Reply, Rejection>> + Send;
 
     /// DATA, before 354. An error refuses the mail.
-    fn data(&mut self) -> impl Future<Output = Result<(), Reply>> + Send;
+    fn data(&mut self) -> impl Future<Output = Result<(), Rejection>> + Send;
 
     /// The next octets of the content, in order. An error is remembered, the rest of the content is skipped and the
     /// error answered at the end of data.
-    fn chunk(&mut self, chunk: &[u8]) -> impl Future<Output = Result<(), Reply>> + Send;
+    fn chunk(&mut self, chunk: &[u8]) -> impl Future<Output = Result<(), Rejection>> + Send;
 
-    /// The content is complete. A positive reply says that the mail is durable.
-    fn finish(self) -> impl Future<Output = Reply> + Send;
+    /// The content is complete. `Ok` says that the mail is durable.
+    fn finish(self) -> impl Future<Output = Result<Reply, Rejection>> + Send;
 
     /// The mail is not to be: drop everything.
     fn abort(self, reason: Abort);

@@ -10,7 +10,7 @@
 //! buffer. Every wait for the peer has a deadline.
 
 use bytes::Buf;
-use hikyaku_mail::reply::Reply;
+use hikyaku_mail::reply::{Rejection, Reply};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
@@ -266,8 +266,8 @@ where
         if drain.is_cancelled() {
             return self.drained();
         }
-        if let Some(reply) = backend.greet(self.peer).await {
-            return self.refuse_and_close(Phase::Connect, reply);
+        if let Some(rejection) = backend.greet(self.peer).await {
+            return self.refuse_and_close(Phase::Connect, rejection);
         }
         if let Some(delay) = options.greet_delay
             && timeout(delay, self.wire.fill(COMMAND_BYTES)).await.is_ok()
@@ -301,18 +301,20 @@ where
                     self.session.began(transaction);
                     self.push(&Reply::new(250, (2, 1, 0), "sender OK")).await
                 }
-                Err(reply) => self.answer(Phase::Mail(&mail), reply).await,
+                Err(rejection) => self.reject(Phase::Mail(&mail), rejection).await,
             },
             Action::Rcpt(path) => {
-                let reply = match self.session.transaction() {
+                let decided = match self.session.transaction() {
                     Some(transaction) => transaction.rcpt(&path).await,
-                    None => bad_sequence(),
+                    None => Err(bad_sequence().into()),
                 };
-                if !reply.is_positive() {
-                    return self.answer(Phase::Rcpt(&path), reply).await;
+                match decided {
+                    Ok(reply) => {
+                        self.session.accepted(path);
+                        self.push(&reply).await
+                    }
+                    Err(rejection) => self.reject(Phase::Rcpt(&path), rejection).await,
                 }
-                self.session.accepted(path);
-                self.push(&reply).await
             }
             Action::Data(transaction) => self.data(transaction).await,
             Action::StartTls => {
@@ -335,9 +337,11 @@ where
                     },
                 );
                 if !reply.is_positive() {
-                    self.surroundings
-                        .backend
-                        .rejected(self.peer, Phase::Command, &reply);
+                    self.surroundings.backend.rejected(
+                        self.peer,
+                        Phase::Command,
+                        &reply.clone().into(),
+                    );
                 }
                 self.push(&reply).await?;
                 Err(Outcome::Ended(end))
@@ -347,9 +351,9 @@ where
 
     /// DATA: 354, the content, and what became of it.
     async fn data(&mut self, mut transaction: B::Transaction) -> Flow<()> {
-        if let Err(reply) = transaction.data().await {
+        if let Err(rejection) = transaction.data().await {
             transaction.abort(Abort::Refused);
-            return self.answer(Phase::Data, reply).await;
+            return self.reject(Phase::Data, rejection).await;
         }
         let received = match self
             .push(&Reply::bare(354, "end data with <CR><LF>.<CR><LF>"))
@@ -358,25 +362,28 @@ where
             Ok(()) => self.content(&mut transaction).await,
             Err(outcome) => Err(outcome),
         };
-        let reply = match received {
-            Ok(Received::Whole) => transaction.finish().await,
-            Ok(Received::Refused(reply)) => {
+        let rejection = match received {
+            Ok(Received::Whole) => match transaction.finish().await {
+                Ok(reply) => {
+                    self.session.delivered();
+                    return self.push(&reply).await;
+                }
+                Err(rejection) => rejection,
+            },
+            Ok(Received::Refused(rejection)) => {
                 transaction.abort(Abort::Refused);
-                reply
+                rejection
             }
-            Ok(Received::RefusedForGood(reply)) => {
+            Ok(Received::RefusedForGood(rejection)) => {
                 transaction.abort(Abort::Refused);
-                return self.refuse_and_close(Phase::Data, reply);
+                return self.refuse_and_close(Phase::Data, rejection);
             }
             Err(outcome) => {
                 transaction.abort(Abort::Disconnected);
                 return Err(outcome);
             }
         };
-        if reply.is_positive() {
-            self.session.delivered();
-        }
-        self.answer(Phase::Data, reply).await
+        self.reject(Phase::Data, rejection).await
     }
 
     /// Receives the content up to its end and feeds it to the transaction.
@@ -405,10 +412,10 @@ where
                 self.wire.shrink();
                 return Ok(match (scanner.fault(), refused) {
                     (Some(fault), _) if fault.closes() || !whole => {
-                        Received::RefusedForGood(fault.reply())
+                        Received::RefusedForGood(fault.reply().into())
                     }
-                    (Some(fault), _) => Received::Refused(fault.reply()),
-                    (None, Some(reply)) => Received::Refused(reply),
+                    (Some(fault), _) => Received::Refused(fault.reply().into()),
+                    (None, Some(rejection)) => Received::Refused(rejection),
                     (None, None) => Received::Whole,
                 });
             }
@@ -456,38 +463,53 @@ where
         Ok(())
     }
 
-    /// Sends the reply to a command and counts it if it is a refusal.
+    /// Sends the reply to a command, which may be a refusal.
     async fn answer(&mut self, phase: Phase<'_>, reply: Reply) -> Flow<()> {
         if reply.is_positive() {
             return self.push(&reply).await;
         }
+        self.reject(phase, reply.into()).await
+    }
+
+    /// Counts a refusal, has it logged and sends it.
+    async fn reject(&mut self, phase: Phase<'_>, rejection: Rejection) -> Flow<()> {
         let Surroundings {
             backend, options, ..
         } = self.surroundings;
-        self.session.count(&reply, matches!(phase, Phase::Mail(_)));
+        let reply = &rejection.reply;
+        self.session.count(reply, matches!(phase, Phase::Mail(_)));
         match self.session.patience(options) {
             Patience::Whole => {}
             Patience::Thin => sleep(options.error_delay).await,
             Patience::Ended => return self.refuse_and_close(phase, too_many_errors()),
         }
-        backend.rejected(self.peer, phase, &reply);
+        backend.rejected(self.peer, phase, &rejection);
+        self.push(reply).await?;
         // 421 says that we are closing, whoever said it
         if reply.code == 421 {
-            self.push(&reply).await?;
             return Err(Outcome::Ended(End::Refused));
         }
-        self.push(&reply).await
+        Ok(())
     }
 
-    fn refuse_and_close<T>(&mut self, phase: Phase<'_>, reply: Reply) -> Flow<T> {
-        self.surroundings.backend.rejected(self.peer, phase, &reply);
-        self.wire.gather(&reply);
+    fn refuse_and_close<T>(
+        &mut self,
+        phase: Phase<'_>,
+        rejection: impl Into<Rejection>,
+    ) -> Flow<T> {
+        let rejection = rejection.into();
+        self.surroundings
+            .backend
+            .rejected(self.peer, phase, &rejection);
+        self.wire.gather(&rejection.reply);
         Err(Outcome::Ended(End::Refused))
     }
 
     async fn timed_out<T>(&mut self, phase: Phase<'_>) -> Flow<T> {
         let reply = Reply::new(421, (4, 4, 2), "timed out waiting for you");
-        self.surroundings.backend.rejected(self.peer, phase, &reply);
+        self.surroundings
+            .backend
+            .rejected(self.peer, phase, &reply.clone().into());
         self.push(&reply).await?;
         Err(Outcome::Ended(End::TimedOut))
     }
@@ -518,9 +540,9 @@ enum Received {
     /// All of it has been handed to the transaction.
     Whole,
     /// It ended and is refused.
-    Refused(Reply),
+    Refused(Rejection),
     /// It is refused and nothing after it can be trusted.
-    RefusedForGood(Reply),
+    RefusedForGood(Rejection),
 }
 
 fn abort<T: Transaction>(transaction: Option<T>, reason: Abort) {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hikyaku_mail::path::ForwardPath;
-use hikyaku_mail::reply::Reply;
+use hikyaku_mail::reply::{Rejection, Reply};
 use hikyaku_smtp::backend::{Abort, Backend, End, Peer, Phase, Transaction};
 use hikyaku_smtp::command::MailParameters;
 use hikyaku_smtp::options::Options;
@@ -94,13 +94,13 @@ impl Drop for Mail {
 impl Backend for Edge {
     type Transaction = Mail;
 
-    async fn greet(&self, _: &Peer) -> Option<Reply> {
-        self.0.lock().unwrap().banner.clone()
+    async fn greet(&self, _: &Peer) -> Option<Rejection> {
+        self.0.lock().unwrap().banner.clone().map(Rejection::from)
     }
 
-    async fn mail(&self, peer: &Peer, mail: &MailParameters) -> Result<Mail, Reply> {
+    async fn mail(&self, peer: &Peer, mail: &MailParameters) -> Result<Mail, Rejection> {
         if mail.reverse_path.as_str().starts_with("nospace@") {
-            return Err(Reply::new(452, (4, 3, 1), "no space"));
+            return Err(Reply::new(452, (4, 3, 1), "no space").into());
         }
         self.0.lock().unwrap().tls = peer
             .tls
@@ -121,7 +121,8 @@ impl Backend for Edge {
         })
     }
 
-    fn rejected(&self, peer: &Peer, phase: Phase<'_>, reply: &Reply) {
+    fn rejected(&self, peer: &Peer, phase: Phase<'_>, rejection: &Rejection) {
+        let reply = &rejection.reply;
         let phase = match phase {
             Phase::Connect => "connect".to_owned(),
             Phase::Command => "command".to_owned(),
@@ -140,14 +141,14 @@ impl Backend for Edge {
 }
 
 impl Transaction for Mail {
-    async fn rcpt(&mut self, path: &ForwardPath) -> Reply {
+    async fn rcpt(&mut self, path: &ForwardPath) -> Result<Reply, Rejection> {
         self.edge.0.lock().unwrap().asked += 1;
         let path = path.to_string();
         if path.starts_with("<bad@") {
-            return Reply::new(550, (5, 1, 1), "no such mailbox");
+            return Err(Reply::new(550, (5, 1, 1), "no such mailbox").into());
         }
         if path.starts_with("<defer@") {
-            return Reply::new(451, (4, 4, 3), "try again later");
+            return Err(Reply::new(451, (4, 4, 3), "try again later").into());
         }
         for special in ["<nodata@", "<full@", "<slow@"] {
             if path.starts_with(special) {
@@ -155,30 +156,30 @@ impl Transaction for Mail {
             }
         }
         self.stored.recipients.push(path);
-        Reply::new(250, (2, 1, 5), "recipient OK")
+        Ok(Reply::new(250, (2, 1, 5), "recipient OK"))
     }
 
-    async fn data(&mut self) -> Result<(), Reply> {
+    async fn data(&mut self) -> Result<(), Rejection> {
         if self.refuses == "<nodata@" {
-            Err(Reply::new(451, (4, 3, 0), "not now"))
+            Err(Reply::new(451, (4, 3, 0), "not now").into())
         } else {
             Ok(())
         }
     }
 
-    async fn chunk(&mut self, chunk: &[u8]) -> Result<(), Reply> {
+    async fn chunk(&mut self, chunk: &[u8]) -> Result<(), Rejection> {
         let mut record = self.edge.0.lock().unwrap();
         record.chunk_bytes_max = record.chunk_bytes_max.max(chunk.len());
         record.bytes += chunk.len();
         self.stored.content.extend_from_slice(chunk);
         if self.refuses == "<full@" {
-            Err(Reply::new(452, (4, 3, 1), "no space"))
+            Err(Reply::new(452, (4, 3, 1), "no space").into())
         } else {
             Ok(())
         }
     }
 
-    async fn finish(mut self) -> Reply {
+    async fn finish(mut self) -> Result<Reply, Rejection> {
         self.done = true;
         if self.refuses == "<slow@" {
             tokio::time::sleep(Duration::from_secs(5)).await;
@@ -190,13 +191,13 @@ impl Transaction for Mail {
                 .any(|window| window == word)
         };
         if has(b"REJECT") {
-            return Reply::new(550, (5, 7, 1), "no");
+            return Err(Reply::new(550, (5, 7, 1), "no").into());
         }
         if has(b"DEFER") {
-            return Reply::new(451, (4, 3, 0), "not now");
+            return Err(Reply::new(451, (4, 3, 0), "not now").into());
         }
         self.edge.0.lock().unwrap().stored.push(self.stored.clone());
-        Reply::new(250, (2, 0, 0), "queued as 1")
+        Ok(Reply::new(250, (2, 0, 0), "queued as 1"))
     }
 
     fn abort(mut self, reason: Abort) {
