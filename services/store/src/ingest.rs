@@ -1,7 +1,7 @@
 //! Ingest: an account comes back from a backup, piece by piece, and is shown when it is whole.
 //!
-//! Until then it is in phase STAGING: nobody sees it and no mail is delivered to it. An attempt that is given up is emptied
-//! a day of log time later. An account that is open here and has mail is never restored over. Every mailbox gets a new,
+//! Until then it is in phase STAGING: nobody sees it and its mail waits in the queue. An attempt that is given up is emptied
+//! an hour of log time after its last piece. An account that is open here and has mail is never restored over. Every mailbox gets a new,
 //! higher UIDVALIDITY, so that UIDs given after the backup was taken cannot be confused with those it brings.
 
 use bytes::Bytes;
@@ -24,8 +24,9 @@ use crate::{StoreError, key};
 
 /// Keys of old remains that one `IngestAccount` removes.
 const DISCARDED_PER_PIECE: usize = 2_000;
-/// Log time after which an attempt that was given up is emptied.
-const STAGING_MS: u64 = 24 * 3_600 * 1_000;
+/// Log time without a piece after which an attempt counts as given up, and how exactly that is kept.
+const STAGING_MS: u64 = 3_600 * 1_000;
+const STAGING_STEP_MS: u64 = 10 * 60 * 1_000;
 
 impl MailboxMachine {
     pub(crate) fn ingest(&mut self, at: At, command: Ingest) -> Result<Answer, StoreError> {
@@ -41,9 +42,12 @@ impl MailboxMachine {
             Some(piece) => piece,
             None => return Ok(Answer::Refused("not a piece of an account")),
         };
-        let Some(account) = stored else {
+        let Some(mut account) = stored else {
             return Ok(Answer::Refused("the account is not being restored"));
         };
+        if account.phase() == Phase::Staging && account.generation == command.generation {
+            self.stay_staged(&id, &mut account)?;
+        }
         match piece {
             Piece::End(end) if account.phase() == Phase::Open => Ok(ended_before(&account, &end)),
             _ if account.phase() != Phase::Staging || account.generation != command.generation => {
@@ -55,6 +59,16 @@ impl MailboxMachine {
             Piece::End(end) => self.ingest_end(&id, account, &end),
             Piece::Begin(_) => Ok(Answer::Refused("not a piece of an account")),
         }
+    }
+
+    /// Moves the time at which the attempt counts as given up.
+    fn stay_staged(&mut self, id: &str, account: &mut StoredAccount) -> Result<(), StoreError> {
+        let abandoned_ms = self.shard.log_time_ms.saturating_add(STAGING_MS);
+        if abandoned_ms.saturating_sub(account.purge_at_ms) < STAGING_STEP_MS {
+            return Ok(());
+        }
+        self.schedule_purge(id, account, Some(abandoned_ms))?;
+        self.put_account(id, account.clone())
     }
 
     fn begin(

@@ -22,10 +22,10 @@ pub mod machine;
 mod account;
 mod deliver;
 mod expire;
-mod expunge;
+pub mod expunge;
 mod flags;
 mod ingest;
-mod mailbox;
+pub mod mailbox;
 mod writer;
 
 pub mod audit;

@@ -222,8 +222,16 @@ fn what_is_not_whole_is_not_shown_and_goes_in_time() {
     let mut new = Bench::new();
     for ingest in &alice[..50] {
         new.run(Command::Ingest((*ingest).clone()));
+        // slow, but going on
+        new.now_ms += DAY_MS / 48;
+        new.tick();
+        new.assert_clean();
     }
-    new.now_ms += DAY_MS;
+    assert_eq!(
+        read::account(&*new.snapshot(), "alice").unwrap(),
+        read::Account::Busy
+    );
+    new.now_ms += DAY_MS / 24;
     new.tick();
     assert_eq!(
         read::account(&*new.snapshot(), "alice").unwrap(),
