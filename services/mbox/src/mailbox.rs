@@ -1,0 +1,202 @@
+//! The Mailbox service: one node's mailbox shards by index.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use hikyaku_engine::Engine;
+use hikyaku_log::ShardId;
+use hikyaku_proto::transport::Transport;
+use hikyaku_proto::v1::home_client::HomeClient;
+use hikyaku_proto::v1::record::Command;
+use hikyaku_proto::v1::{
+    ClaimReply, ClaimRequest, DeliverReply, DeliverRequest, ExpungeReply, ExpungeRequest,
+    FetchReply, FetchRequest, LookupReply, LookupRequest, OpenMaildropRequest, VoidReply,
+    VoidRequest, mailbox_server,
+};
+use hikyaku_serve::tasks::Tasks;
+use hikyaku_shard::runtime::{ProposeError, Shard};
+use hikyaku_store::machine::{Answer, MailboxMachine};
+use tokio::sync::Semaphore;
+use tonic::{Request, Response, Status};
+
+use crate::barrier::Barriers;
+use crate::maildrop::Pages;
+use crate::options::MboxOptions;
+use crate::status;
+
+/// This node's replica of one mailbox shard, and the store under it.
+#[derive(Clone)]
+pub struct LocalMailbox {
+    /// Proposes and applies.
+    pub shard: Shard<MailboxMachine>,
+    /// Read from, by snapshots.
+    pub engine: Arc<dyn Engine>,
+}
+
+/// Answers `hikyaku.v1.Mailbox`. Clones share it.
+#[derive(Clone)]
+pub struct MailboxService {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shards: BTreeMap<u16, ServedShard>,
+    home: HomeClient<Transport>,
+    tasks: Tasks,
+    options: MboxOptions,
+}
+
+/// A shard and what is under way in it.
+pub(crate) struct ServedShard {
+    pub(crate) local: LocalMailbox,
+    /// Deliveries, in KiB.
+    pub(crate) in_flight: Arc<Semaphore>,
+    pub(crate) maildrops: Arc<Semaphore>,
+    barriers: Barriers,
+}
+
+impl MailboxService {
+    /// A service over `shards`, which asks Home through `home`.
+    pub fn new(
+        tasks: &Tasks,
+        shards: impl IntoIterator<Item = LocalMailbox>,
+        home: Transport,
+        options: MboxOptions,
+    ) -> MailboxService {
+        let in_flight_kib = (options.in_flight_bytes_max / 1_024).min(Semaphore::MAX_PERMITS);
+        let shards = shards
+            .into_iter()
+            .map(|local| {
+                let served = ServedShard {
+                    in_flight: Arc::new(Semaphore::new(in_flight_kib)),
+                    maildrops: Arc::new(Semaphore::new(options.maildrops_max)),
+                    barriers: Barriers::new(options.barrier_waiters_max),
+                    local,
+                };
+                (served.local.shard.id().index, served)
+            })
+            .collect();
+        MailboxService {
+            inner: Arc::new(Inner {
+                shards,
+                home: HomeClient::new(home),
+                tasks: tasks.clone(),
+                options,
+            }),
+        }
+    }
+
+    /// The shards served here.
+    pub fn shards(&self) -> impl Iterator<Item = ShardId> + '_ {
+        self.inner
+            .shards
+            .values()
+            .map(|served| served.local.shard.id())
+    }
+
+    /// The replica of shard `index` here.
+    pub fn local(&self, index: u16) -> Option<&LocalMailbox> {
+        self.inner.shards.get(&index).map(|served| &served.local)
+    }
+
+    pub(crate) fn options(&self) -> &MboxOptions {
+        &self.inner.options
+    }
+
+    /// The shard a request names, if it is here and works.
+    pub(crate) fn served(&self, index: u32) -> Result<&ServedShard, Status> {
+        let served = u16::try_from(index)
+            .ok()
+            .and_then(|index| self.inner.shards.get(&index))
+            .ok_or_else(|| Status::unavailable("the shard is not served by this node"))?;
+        match served.local.shard.trouble() {
+            None => Ok(served),
+            Some(_) => Err(Status::unavailable("the shard is parked")),
+        }
+    }
+
+    pub(crate) async fn propose(
+        &self,
+        served: &ServedShard,
+        cmd_id: [u8; 16],
+        command: Command,
+    ) -> Result<Answer, ProposeError> {
+        let proposal = served.local.shard.propose_as(cmd_id, command);
+        status::within(self.inner.options.propose_timeout, proposal).await
+    }
+
+    /// Everything logged before this call is applied and visible in the shard's snapshots.
+    pub(crate) async fn barrier(&self, served: &ServedShard) -> Result<(), Status> {
+        let patience = self.inner.options.propose_timeout;
+        served
+            .barriers
+            .pass(&self.inner.tasks, &served.local.shard, patience)
+            .await
+    }
+
+    pub(crate) async fn claim(&self, account: &str, shard: u32) -> Result<ClaimReply, Status> {
+        let mut home = self.inner.home.clone();
+        let request = ClaimRequest {
+            account: account.to_owned(),
+            shard,
+        };
+        match tokio::time::timeout(self.inner.options.home_timeout, home.claim(request)).await {
+            Ok(reply) => Ok(reply?.into_inner()),
+            Err(_) => Err(Status::unavailable("home does not answer")),
+        }
+    }
+
+    pub(crate) async fn lookup(&self, account: &str) -> Result<LookupReply, Status> {
+        let mut home = self.inner.home.clone();
+        let request = LookupRequest {
+            account: account.to_owned(),
+            linearizable: true,
+        };
+        match tokio::time::timeout(self.inner.options.home_timeout, home.lookup(request)).await {
+            Ok(reply) => Ok(reply?.into_inner()),
+            Err(_) => Err(Status::unavailable("home does not answer")),
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl mailbox_server::Mailbox for MailboxService {
+    type OpenMaildropStream = Pages;
+
+    async fn deliver(
+        &self,
+        request: Request<DeliverRequest>,
+    ) -> Result<Response<DeliverReply>, Status> {
+        self.deliver_mail(request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn void(&self, request: Request<VoidRequest>) -> Result<Response<VoidReply>, Status> {
+        self.void_delivery(request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn open_maildrop(
+        &self,
+        request: Request<OpenMaildropRequest>,
+    ) -> Result<Response<Pages>, Status> {
+        self.maildrop(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn fetch(&self, request: Request<FetchRequest>) -> Result<Response<FetchReply>, Status> {
+        self.fetch_message(request.into_inner())
+            .await
+            .map(Response::new)
+    }
+
+    async fn expunge(
+        &self,
+        request: Request<ExpungeRequest>,
+    ) -> Result<Response<ExpungeReply>, Status> {
+        self.expunge_messages(request.into_inner())
+            .await
+            .map(Response::new)
+    }
+}

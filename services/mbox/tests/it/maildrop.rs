@@ -1,0 +1,187 @@
+//! OpenMaildrop, Fetch, Expunge.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use hikyaku_log::{Class, ShardId};
+use hikyaku_proto::v1::record::Command;
+use hikyaku_proto::v1::{
+    AccountState, Expunge, ExpungeRequest, FetchReply, FetchRequest, MaildropPage, Record,
+    SetAccount,
+};
+use prost::Message;
+use tonic::Code;
+
+use crate::cluster::{Cluster, Node, cmd_id, delivery};
+
+async fn fetch(node: &Node, page: &MaildropPage, uid: u32) -> FetchReply {
+    let request = FetchRequest {
+        shard: 0,
+        account: "alice".into(),
+        mailbox_id: page.mailbox_id,
+        uid_validity: page.uid_validity,
+        uid,
+    };
+    node.client
+        .clone()
+        .fetch(request)
+        .await
+        .unwrap()
+        .into_inner()
+}
+
+async fn expunge(node: &Node, page: &MaildropPage, uids: Vec<u32>, call: u64) -> u32 {
+    let request = ExpungeRequest {
+        shard: 0,
+        cmd_id: cmd_id(call),
+        expunge: Some(Expunge {
+            account: "alice".into(),
+            mailbox_id: page.mailbox_id,
+            uid_validity: page.uid_validity,
+            uids,
+        }),
+    };
+    node.client
+        .clone()
+        .expunge(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .expunged
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_maildrop_shows_what_was_delivered_and_not_what_was_deleted() {
+    let node = Cluster::new(1).steady();
+    for number in 0..5 {
+        node.stored(0, "alice", number).await;
+    }
+    let pages = node.maildrop(0, "alice").await.unwrap();
+    assert_eq!(pages.len(), 1);
+    let page = &pages[0];
+    let sent = delivery("alice", 3);
+    let message = &page.messages[3];
+    assert_eq!(message.uid, 4);
+    let size = sent.prefix.len() as u64 + sent.body.as_ref().unwrap().size;
+    assert_eq!(message.size, size);
+    assert!(message.email_id.starts_with('M') && message.email_id.len() == 25);
+    let found = fetch(&node, page, 4).await;
+    assert_eq!(
+        (found.found, found.prefix, found.body),
+        (true, sent.prefix, sent.body)
+    );
+
+    assert_eq!(expunge(&node, page, vec![4, 5], 500).await, 2);
+    assert_eq!(expunge(&node, page, vec![4, 5], 500).await, 0);
+    assert_eq!(fetch(&node, page, 4).await, FetchReply::default());
+    assert_eq!(node.uids(0, "alice").await, [1, 2, 3]);
+    assert_eq!(node.stored(0, "alice", 9).await.uid, 6);
+    node.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn large_maildrops_come_in_pages() {
+    let node = Cluster::new(2).steady();
+    for chunk in 0..25 {
+        let calls = (0..100).map(|number| node.deliver(0, "alice", chunk * 100 + number));
+        for answer in join_all(calls).await {
+            answer.unwrap();
+        }
+    }
+    let pages = node.maildrop(0, "alice").await.unwrap();
+    let sizes: Vec<_> = pages.iter().map(|page| page.messages.len()).collect();
+    assert_eq!(sizes, [1_000, 1_000, 500]);
+    let uids: Vec<u32> = pages
+        .iter()
+        .flat_map(|p| p.messages.iter().map(|m| m.uid))
+        .collect();
+    assert_eq!(uids, (1..=2_500).collect::<Vec<_>>());
+    assert_eq!(expunge(&node, &pages[0], uids, 5_000).await, 2_500);
+    let pages = node.maildrop(0, "alice").await.unwrap();
+    assert_eq!((pages.len(), pages[0].messages.len()), (1, 0));
+    node.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_not_here_is_absent_or_elsewhere_and_who_may_not_log_in_is_told() {
+    let node = Cluster::new(3).steady();
+    let page = &node.maildrop(0, "alice").await.unwrap()[0];
+    assert!(page.absent && page.not_owner.is_none());
+    node.stored(0, "alice", 1).await;
+    let page = &node.maildrop(1, "alice").await.unwrap()[0];
+    assert_eq!(page.not_owner.as_ref().unwrap().shard, Some(0));
+    assert!(!page.absent);
+    let local = node.mailboxes.local(0).unwrap();
+    for state in [
+        AccountState::Suspended,
+        AccountState::Disabled,
+        AccountState::Deleted,
+    ] {
+        let set = SetAccount {
+            account: "alice".into(),
+            state: Some(state.into()),
+            quota_bytes: None,
+            purge_at_ms: u64::MAX,
+        };
+        local.shard.propose(Command::SetAccount(set)).await.unwrap();
+        let page = &node.maildrop(0, "alice").await.unwrap()[0];
+        assert!(page.closed && page.messages.is_empty(), "{state:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_opens_share_few_barriers() {
+    let cluster = Cluster::new(4);
+    let node = cluster.steady();
+    node.stored(0, "alice", 1).await;
+    let opens = join_all((0..500).map(|_| node.maildrop(0, "alice"))).await;
+    assert!(
+        opens
+            .iter()
+            .all(|pages| pages.as_ref().unwrap()[0].messages.len() == 1)
+    );
+    let barriers = cluster
+        .log
+        .records(ShardId::new(Class::Mbox, 0))
+        .into_iter()
+        .filter(|record| {
+            let command = Record::decode(record.payload.clone()).unwrap().command;
+            matches!(command, Some(Command::Barrier(_)))
+        })
+        .count();
+    assert!((1..=3).contains(&barriers), "{barriers}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_log_nothing_is_opened_and_nothing_is_called_gone() {
+    let cluster = Cluster::new(5);
+    let node = cluster.steady();
+    node.stored(0, "alice", 1).await;
+    let page = node.maildrop(0, "alice").await.unwrap().remove(0);
+    cluster.log.unavailable_for(Duration::from_secs(5));
+    let error = node.maildrop(0, "alice").await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable);
+    assert!(fetch(&node, &page, 1).await.found, "reading needs no log");
+    let request = FetchRequest {
+        shard: 0,
+        account: "alice".into(),
+        mailbox_id: page.mailbox_id,
+        uid_validity: page.uid_validity,
+        uid: 2,
+    };
+    let error = node.client.clone().fetch(request).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable);
+}
+
+/// A replica that has just started must not say "expunged" about what it has not applied yet.
+#[tokio::test(start_paused = true)]
+async fn after_a_crash_a_session_finds_what_it_saw() {
+    let cluster = Cluster::new(6);
+    let node = cluster.steady();
+    node.stored(0, "alice", 1).await;
+    let page = node.maildrop(0, "alice").await.unwrap().remove(0);
+    cluster.crash(node).await;
+    let node = cluster.steady();
+    assert!(fetch(&node, &page, 1).await.found);
+    node.assert_clean();
+}
