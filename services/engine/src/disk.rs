@@ -77,13 +77,15 @@ impl Default for Options {
     }
 }
 
-/// A shard's store in a directory. Dropping it is a crash that loses what was not flushed.
+/// A shard's store in a directory. Dropping it is a crash that loses what was not flushed, and waits for a flush or
+/// compaction under way.
 pub struct DiskEngine {
     store: Arc<Store>,
 }
 
 impl DiskEngine {
-    /// Opens or creates the store in `dir` and waits a few seconds for another holder of the directory to let go.
+    /// Opens or creates the store in `dir` and waits a few seconds for another holder of the directory (an engine or a
+    /// snapshot of one) to let go.
     pub fn open(dir: &Path, shared: &Shared) -> Result<Arc<Self>, EngineError> {
         let store = Arc::new(Store::open(dir, shared.pool())?);
         shared.pool().enter(&store);

@@ -1,5 +1,6 @@
 //! Compaction and garbage collection of one shard's tree, and the sync before their version switch.
 
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,7 +48,7 @@ impl Factory for BlobsSync {
 impl CompactionFilter for BlobsSync {
     fn filter_item(&mut self, _: ItemAccessor<'_>, _: &Context) -> lsm_tree::Result<Verdict> {
         if self.abort.load(Ordering::Acquire) {
-            return Err(std::io::Error::from(std::io::ErrorKind::Interrupted).into());
+            return Err(io::Error::from(ErrorKind::Interrupted).into());
         }
         Ok(Verdict::Keep)
     }
@@ -69,7 +70,7 @@ impl Store {
         }
         if self.take_compaction_wish() {
             let mut steps = 0;
-            while self.compact_step()? {
+            while self.swept(self.compact_step())? {
                 steps += 1;
                 if steps == STEPS_MAX {
                     self.wish_compaction();
@@ -83,7 +84,8 @@ impl Store {
         Ok(())
     }
 
-    /// Brings level 0 down before the format's limit is reached, for a writer that does not heed the stall.
+    /// Brings level 0 down before the format's limit is reached, for a writer that does not heed the stall. The caller
+    /// holds the flush's lock and sweeps.
     pub(super) fn compact_level0(&self) -> Result<(), EngineError> {
         while self.level0_runs() > usize::from(LEVEL0_RUNS) && self.compact_step()? {}
         Ok(())
@@ -101,7 +103,11 @@ impl Store {
         self.note_collection();
         for _ in 0..2 {
             if self.tree.table_count() > 0 {
-                self.switching(|tree, watermark| tree.major_compact(TABLE_BYTES_MAX, watermark))?;
+                self.swept(
+                    self.switching(|tree, watermark| {
+                        tree.major_compact(TABLE_BYTES_MAX, watermark)
+                    }),
+                )?;
             }
         }
         let usage = self.disk_usage();
@@ -125,7 +131,7 @@ impl Store {
         &self,
         compact: impl FnOnce(&lsm_tree::BlobTree, u64) -> lsm_tree::Result<()>,
     ) -> Result<bool, EngineError> {
-        let done = self.guard(|| {
+        self.guard(|| {
             let _compacting = lock(&self.compacting);
             if self.abort.load(Ordering::Acquire) {
                 return Ok(false);
@@ -135,16 +141,21 @@ impl Store {
             let before = self.tree.current_version();
             let done = compact(&self.tree, self.watermark());
             self.note_switch();
-            if let Err(error) = done {
-                return if self.abort.load(Ordering::Acquire) {
-                    Ok(false)
-                } else {
-                    Err(self.write_failed(&error))
-                };
+            match done {
+                Ok(()) => {}
+                // the filter gave up on request
+                Err(lsm_tree::Error::Io(error)) if error.kind() == ErrorKind::Interrupted => {
+                    return Ok(false);
+                }
+                Err(error) => return Err(self.write_failed(&error, true)),
             }
             self.reap();
             Ok(self.tree.current_version().id() != before.id())
-        });
+        })
+    }
+
+    /// Removes the files that a compaction without space left behind.
+    fn swept<T>(&self, done: Result<T, EngineError>) -> Result<T, EngineError> {
         if let Err(EngineError::Full) = done {
             self.sweep();
         }

@@ -22,7 +22,7 @@ const LEVEL0_RUNS_MAX: usize = 250;
 impl Store {
     pub(super) fn flush(&self) -> Result<(), EngineError> {
         self.guard(|| {
-            self.seal();
+            self.seal()?;
             self.flush_sealed()
         })
     }
@@ -62,20 +62,23 @@ impl Store {
             if lock(&self.state).sealed.len() >= self.pool.options.sealed_memtables_max {
                 self.flush_sealed()?;
             }
-            self.seal();
+            self.seal()?;
             self.flush_sealed()
         })
     }
 
     /// Puts the active memtable, which holds whole batches only, in the line of those to flush.
-    fn seal(&self) {
-        let _between_batches = lock(&self.writer);
+    fn seal(&self) -> Result<(), EngineError> {
+        // a commit that panicked left half a batch behind
+        let Ok(_between_batches) = self.writer.lock() else {
+            return Err(self.fail("a commit panicked".to_owned()));
+        };
         if lock(&self.state).active_bytes == 0 {
-            return;
+            return Ok(());
         }
         // without the state's lock: the library may be syncing a version, and readers need the state
         let Some(memtable) = self.tree.rotate_memtable() else {
-            return;
+            return Ok(());
         };
         let mut state = lock(&self.state);
         let (position, bytes) = (
@@ -87,6 +90,7 @@ impl Store {
             position,
             bytes,
         });
+        Ok(())
     }
 
     fn flush_sealed(&self) -> Result<(), EngineError> {
@@ -98,13 +102,9 @@ impl Store {
             if self.closing.load(Ordering::Acquire) {
                 return Err(EngineError::Failed("the store is closing".to_owned()));
             }
-            if self.level0_runs() >= LEVEL0_RUNS_LIMIT {
-                self.compact_level0()?;
-                if self.level0_runs() >= LEVEL0_RUNS_MAX {
-                    return Err(EngineError::Failed("level 0 is full".to_owned()));
-                }
-            }
-            let flushed = self.flush_one(&sealed);
+            let flushed = self
+                .make_room_in_level0()
+                .and_then(|()| self.flush_one(&sealed));
             if let Err(EngineError::Full) = flushed {
                 self.sweep_while_flushing();
             }
@@ -116,6 +116,16 @@ impl Store {
         }
     }
 
+    fn make_room_in_level0(&self) -> Result<(), EngineError> {
+        if self.level0_runs() >= LEVEL0_RUNS_LIMIT {
+            self.compact_level0()?;
+        }
+        if self.level0_runs() >= LEVEL0_RUNS_MAX {
+            return Err(EngineError::Failed("level 0 is full".to_owned()));
+        }
+        Ok(())
+    }
+
     /// Writes one memtable to files and switches to the version that holds them.
     fn flush_one(&self, sealed: &Sealed) -> Result<(), EngineError> {
         let watermark = self.watermark();
@@ -125,14 +135,15 @@ impl Store {
             newer: None,
         };
         let written = self.tree.flush_to_tables(entries.map(Ok));
-        let Some((tables, blobs)) = written.map_err(|error| self.write_failed(&error))? else {
+        let Some((tables, blobs)) = written.map_err(|error| self.write_failed(&error, false))?
+        else {
             return Err(self.fail("a flush wrote nothing".to_owned()));
         };
         let blobs = blobs.unwrap_or_default();
         if !blobs.is_empty() {
             // the library synced the files but not their names
             files::sync_dir(&blobs_dir(self.dir()))
-                .map_err(|error| self.write_failed(&error.into()))?;
+                .map_err(|error| self.write_failed(&error.into(), false))?;
         }
         let table_ids = || tables.iter().map(|table| table.id());
         let blob_ids = || blobs.iter().map(|blob| blob.id());
@@ -146,7 +157,7 @@ impl Store {
         );
         self.note_switch();
         if let Err(error) = switched {
-            let error = self.write_failed(&error);
+            let error = self.write_failed(&error, true);
             if matches!(error, EngineError::Full) {
                 lock(&self.known_files).remove(table_ids(), blob_ids());
             }
@@ -160,12 +171,14 @@ impl Store {
         Ok(())
     }
 
-    /// A flush or compaction failed. Want of space before the version switch leaves everything as it was.
-    pub(super) fn write_failed(&self, error: &lsm_tree::Error) -> EngineError {
+    /// A flush or compaction failed. Want of space before the version switch leaves everything as it was; where it may
+    /// have come in the switch, the disk's idea of the version tells.
+    pub(super) fn write_failed(&self, error: &lsm_tree::Error, in_switch: bool) -> EngineError {
         let no_space = matches!(error, lsm_tree::Error::Io(error)
             if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded));
-        let unswitched = files::current_version(self.dir())
-            .is_ok_and(|id| id == self.tree.current_version().id());
+        let unswitched = !in_switch
+            || files::current_version(self.dir())
+                .is_ok_and(|id| id == self.tree.current_version().id());
         if no_space && unswitched {
             self.full.store(true, Ordering::Release);
             return EngineError::Full;
