@@ -31,7 +31,7 @@ use crate::status;
 
 /// Lines said about skipped accounts.
 const NOTES_MAX: usize = 100;
-/// Messages of one account on their way into the log.
+/// Messages of one account, or claims, on their way into the log.
 const INGESTS_MAX: usize = 32;
 /// Claims read at once.
 const CLAIMS_PAGE: usize = 1_000;
@@ -165,7 +165,7 @@ pub async fn restore_mailboxes(
     };
     let mut verifier = Verifier::default();
     let mut pieces = std::pin::pin!(pieces);
-    // FuturesUnordered: messages of an account may be logged in any order
+    // messages of an account may be logged in any order
     let mut under_way = FuturesUnordered::new();
     while let Some(piece) = pieces.next().await {
         let piece = piece?;
@@ -222,24 +222,41 @@ pub async fn restore_home(
     let mut verifier = Verifier::default();
     let mut reply = ShardRestoreReply::default();
     let mut pieces = std::pin::pin!(pieces);
+    let mut under_way = FuturesUnordered::new();
     while let Some(piece) = pieces.next().await {
         let piece = piece?;
         check(&mut verifier, &piece, Class::Home)?;
         let Some(shard_piece::Piece::Claim(Claim { account, shard })) = piece.piece else {
             continue;
         };
-        let owner = service.claim_for(&account, shard).await?;
-        if u32::from(owner.shard) == shard {
-            reply.accounts_restored += 1;
-        } else {
-            skip(
-                &mut reply,
-                format!("{account}: lives in mbox-{}", owner.shard),
-            );
+        if under_way.len() >= INGESTS_MAX
+            && let Some(claimed) = under_way.next().await
+        {
+            claimed_home(&mut reply, claimed?);
         }
+        under_way.push(claim_one(service, account, shard));
+    }
+    while let Some(claimed) = under_way.next().await {
+        claimed_home(&mut reply, claimed?);
     }
     verifier.end().map_err(|error| damaged(&error))?;
     Ok(reply)
+}
+
+/// Account, wanted shard, owner.
+type Claimed = (String, u32, u32);
+
+async fn claim_one(service: &HomeService, account: String, shard: u32) -> Result<Claimed, Status> {
+    let owner = service.claim_for(&account, shard).await?;
+    Ok((account, shard, u32::from(owner.shard)))
+}
+
+fn claimed_home(reply: &mut ShardRestoreReply, (account, wanted, owner): Claimed) {
+    if owner == wanted {
+        reply.accounts_restored += 1;
+    } else {
+        skip(reply, format!("{account}: lives in mbox-{owner}"));
+    }
 }
 
 /// What the open accounts of a mailbox shard have, as applied here.

@@ -60,9 +60,10 @@ impl Barriers {
                 async move { barriers.run(&shard, patience).await },
             );
         }
-        match receiver.await {
-            Ok(passed) => passed.map_err(|error| status::of_propose(&error)),
-            Err(_) => Err(Status::unavailable("the node stops")),
+        // one barrier may be under way, and the next one is ours
+        match tokio::time::timeout(patience * 2, receiver).await {
+            Ok(Ok(passed)) => passed.map_err(|error| status::of_propose(&error)),
+            Ok(Err(_)) | Err(_) => Err(Status::unavailable("the shard does not answer")),
         }
     }
 

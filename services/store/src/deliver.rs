@@ -13,8 +13,8 @@ use crate::key::DELIVERY_ID_BYTES;
 use crate::machine::{Answer, At, MailboxMachine, StoredAt};
 use crate::{StoreError, flag, key, mailbox};
 
-/// The largest content a body may claim to have.
-const BODY_BYTES_MAX: u64 = 1 << 40;
+/// The largest content a body may claim to have: a mailbox full of these cannot overflow a counter.
+const BODY_BYTES_MAX: u64 = 1 << 31;
 /// The longest prefix.
 const PREFIX_BYTES_MAX: usize = 1 << 20;
 /// MODSEQ is a 63-bit number (RFC 7162 section 7).

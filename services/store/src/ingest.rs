@@ -27,6 +27,9 @@ const DISCARDED_PER_PIECE: usize = 2_000;
 /// Log time without a piece after which an attempt counts as given up, and how exactly that is kept.
 const STAGING_MS: u64 = 3_600 * 1_000;
 const STAGING_STEP_MS: u64 = 10 * 60 * 1_000;
+/// Numbers a backup may bring, far from where counting on would end.
+const MAILBOX_ID_MAX: u64 = 1 << 62;
+const UID_VALIDITY_MAX: u32 = 0xf800_0000;
 
 impl MailboxMachine {
     pub(crate) fn ingest(&mut self, at: At, command: Ingest) -> Result<Answer, StoreError> {
@@ -85,6 +88,9 @@ impl MailboxMachine {
         if begin.tenant.len() > key::TENANT_BYTES_MAX {
             return Ok(Answer::Refused("not a tenant"));
         }
+        if begin.next_mailbox > MAILBOX_ID_MAX || begin.last_uid_validity > UID_VALIDITY_MAX {
+            return Ok(Answer::Refused("numbers that cannot be continued"));
+        }
         if let Some(account) = &stored
             && account.phase() == Phase::Open
             && (account.messages != 0 || account.state() != AccountState::Active)
@@ -128,9 +134,9 @@ impl MailboxMachine {
         else {
             return Ok(Answer::Refused("not a mailbox name or special use"));
         };
-        let numbers_fit = piece.mailbox_id != 0
-            && piece.mailbox_id < u64::MAX
+        let numbers_fit = (1..MAILBOX_ID_MAX).contains(&piece.mailbox_id)
             && piece.uid_next != 0
+            && piece.uid_validity <= UID_VALIDITY_MAX
             && (1..=MODSEQ_MAX).contains(&piece.highest_modseq);
         let keywords_fit = piece.keywords.len() <= KEYWORDS_MAX
             && piece.keywords.iter().all(|name| flag::is_keyword(name));
