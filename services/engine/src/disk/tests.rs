@@ -523,3 +523,24 @@ fn a_shutdown_gives_up_a_compaction_and_the_engine_goes_on() {
 fn n_bytes(n: u32) -> Vec<u8> {
     n.to_be_bytes().to_vec()
 }
+
+#[test]
+fn no_space_for_the_compaction_a_flush_needs_first() {
+    let disk = Disk::new(Options::default());
+    disk.shared.shutdown();
+    let engine = disk.open("a");
+    for n in 0..128 {
+        commit(&engine, vec![put(b"a", &n_bytes(n))], n);
+        engine.flush().unwrap();
+    }
+    let next = files::current_version(&disk.path("a")).unwrap() + 1;
+    let version = disk.path("a").join(format!("v{next}"));
+    fill(version.clone());
+    commit(&engine, vec![put(b"a", &n_bytes(128))], 128);
+    assert!(matches!(engine.flush(), Err(EngineError::Full)));
+    assert_eq!(engine.durable(), n_bytes(127));
+    std::fs::remove_file(version).unwrap();
+    engine.flush().unwrap();
+    assert!(engine.disk_usage().level0_runs < 20);
+    assert_eq!(engine.durable(), n_bytes(128));
+}
