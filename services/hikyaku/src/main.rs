@@ -1,2 +1,141 @@
-//! placeholder
-fn main() {}
+//! The `hikyaku` binary: configuration, wiring, command line.
+//!
+//! # Layout, in the order a start goes through them
+//! * [`cli`]: what was asked
+//! * [`config`]: the file, checked as a whole
+//! * [`demo`]: a directory with everything a first try needs
+//! * [`lock`]: one process a data directory
+//! * [`ambient`]: clock and randomness
+//! * [`users`]: the directory file
+//! * [`shards`]: log, stores and state machines
+//! * [`node`]: every role, wired top to bottom
+//! * [`archive`]: backups, for the admin service
+//! * [`operator`]: the other side of the admin socket
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+mod ambient;
+mod archive;
+mod cli;
+mod config;
+mod demo;
+mod lock;
+mod node;
+mod operator;
+mod shards;
+mod users;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Parser;
+use hikyaku_directory::finding::Severity;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Cli, Command};
+use crate::config::Config;
+use crate::node::Node;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hikyaku: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    match command {
+        Command::All { config } => runtime.block_on(serve(load(&config)?, |_| {})),
+        Command::Demo { dir, port_base } => {
+            let file = demo::prepare(&dir, port_base)?;
+            runtime.block_on(serve(load(&file)?, |node| print_demo(node, &file)))
+        }
+        Command::Check { file } => check(&file),
+        Command::Route { question } => runtime.block_on(operator::route(question)),
+        Command::Queue { order } => runtime.block_on(operator::queue(order)),
+        Command::Shard { order } => runtime.block_on(operator::shard(order)),
+        Command::Status { target } => runtime.block_on(operator::status(&target)),
+    }
+}
+
+fn load(file: &Path) -> Result<Config> {
+    Config::load(file).map_err(|problems| anyhow!("{}", operator::join(&problems)))
+}
+
+/// Runs a node until it is told to stop or its log fails.
+async fn serve(config: Config, started: impl FnOnce(&Node)) -> Result<()> {
+    let filter = EnvFilter::try_from_env("HIKYAKU_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let node = Node::start(config).await?;
+    for listener in node.listeners() {
+        println!("{listener}");
+    }
+    started(&node);
+    let failure = tokio::select! {
+        biased;
+        reason = node.failed() => Some(reason),
+        _ = interrupt.recv() => None,
+        _ = terminate.recv() => None,
+    };
+    if let Some(reason) = failure {
+        // what was answered is durable; what was not must not be answered any more
+        bail!("the log failed and nothing more can be made durable: {reason}");
+    }
+    tracing::info!("stopping; interrupt again to stop at once");
+    tokio::select! {
+        biased;
+        () = node.stop() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}
+
+fn print_demo(node: &Node, file: &Path) {
+    let port = |name: &str| {
+        let found = node.listeners().iter().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        found.unwrap_or("-").to_owned()
+    };
+    let (smtp, pop3, pop3s) = (port("smtp"), port("pop3"), port("pop3s"));
+    let password = demo::PASSWORD;
+    println!(
+        "\n# Send a mail to bob, read it (in the clear, then under TLS), ask where mail for the group goes:\n\
+         printf 'From: alice@example.jp\\r\\nTo: bob@example.jp\\r\\nSubject: hello\\r\\n\\r\\nIt works.\\r\\n' | curl -sS --url smtp://{smtp} --mail-from alice@example.jp --mail-rcpt bob@example.jp -T -\n\
+         curl -sS pop3://bob:{password}@{pop3}/1\n\
+         curl -sS --insecure pop3s://bob:{password}@{pop3s}/1\n\
+         # In another terminal, the operator's side: hikyaku route explain team@example.jp --config {}\n\
+         # Ctrl-C stops; starting again goes on with the same mail.",
+        file.display()
+    );
+}
+
+/// `hikyaku check`
+fn check(file: &Path) -> Result<()> {
+    let config = load(file)?;
+    if let Some(files) = &config.tls {
+        hikyaku_serve::tls::acceptor(files.certificate.get_ref(), files.key.get_ref())?;
+    }
+    let (directory, _) = users::load(&config)?;
+    let table = directory.table();
+    let ldif: &PathBuf = config.directory.ldif.get_ref();
+    for line in users::located(ldif, table.findings()) {
+        println!("{line}");
+    }
+    let errors = table.findings().iter().filter(|finding| finding.severity == Severity::Error).count();
+    if errors > 0 {
+        bail!("{errors} broken directory entries; at run time mail for each of them alone is answered 451");
+    }
+    println!("{}: ok", file.display());
+    Ok(())
+}

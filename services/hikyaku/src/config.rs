@@ -1,0 +1,520 @@
+//! The configuration: one TOML file, typed and closed. `docs/hikyaku.toml` is its reference and holds every default.
+//!
+//! A file is read as a whole or not at all. What is wrong is said with file, line, key and what is allowed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hikyaku_mail::path::{Mailbox, normal_domain};
+use serde::{Deserialize, Deserializer};
+use toml::Spanned;
+
+/// Everything an operator sets.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// This machine.
+    pub node: Node,
+    /// Who the users are.
+    pub directory: Directory,
+    /// The mailbox servers, by the names that the directory's `mailHost` uses.
+    pub mbox: BTreeMap<String, Mbox>,
+    /// SMTP in.
+    pub smtp: Smtp,
+    /// POP3.
+    pub pop3: Pop3,
+    /// TLS material.
+    pub tls: Option<Tls>,
+    /// Accepted mail on its way.
+    pub queue: Queue,
+    /// The log under everything.
+    pub log: Log,
+    /// Mailbox stores.
+    pub store: Store,
+}
+
+/// `[node]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Node {
+    /// The name in greetings, Received and DSNs.
+    pub hostname: Domain,
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// How long a stop waits for what is under way.
+    pub drain_timeout: Interval,
+}
+
+/// `[directory]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Directory {
+    /// The LDIF file.
+    pub ldif: Spanned<PathBuf>,
+    /// The domain of `<postmaster>`, the only address that may lack one.
+    pub default_domain: Option<Domain>,
+    /// Who gets mail for postmaster where the directory names nobody.
+    pub postmaster: Option<Address>,
+    /// Between the user and the detail in `user+detail@domain`; empty for none.
+    pub recipient_delimiter: String,
+}
+
+/// `[mbox.NAME]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mbox {
+    /// The mailbox shards it consists of.
+    pub shards: Spanned<Vec<u16>>,
+}
+
+/// `[smtp]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Smtp {
+    /// Addresses that take mail.
+    pub listen: Vec<SocketAddr>,
+    /// The largest message.
+    pub message_bytes_max: Bytes,
+    /// Recipients of one transaction.
+    pub recipients_max: u32,
+    /// Connections at once.
+    pub connections_max: u32,
+    /// Connections at once from one address.
+    pub connections_per_source_max: u32,
+    /// Memory for messages being received, all connections together.
+    pub memory_bytes_max: Bytes,
+}
+
+/// `[pop3]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Pop3 {
+    /// Addresses that begin in the clear and offer STLS.
+    pub listen: Vec<SocketAddr>,
+    /// Addresses that speak TLS from the first byte.
+    pub listen_tls: Spanned<Vec<SocketAddr>>,
+    /// Allow passwords without TLS.
+    pub cleartext_login: bool,
+    /// Connections at once.
+    pub connections_max: u32,
+    /// Connections at once from one address.
+    pub connections_per_source_max: u32,
+}
+
+/// `[tls]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tls {
+    /// PEM chain, leaf first.
+    pub certificate: Spanned<PathBuf>,
+    /// PEM key.
+    pub key: Spanned<PathBuf>,
+}
+
+/// `[queue]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Queue {
+    /// Live messages; beyond it senders hear 452.
+    pub messages_max: u64,
+    /// Octets of live messages; beyond it senders hear 452.
+    pub bytes_max: Bytes,
+    /// Memory for bodies of fresh mail.
+    pub body_cache_bytes_max: Bytes,
+    /// How long a recipient may defer for a reason of the recipient's.
+    pub expire_after: Interval,
+    /// The same for bounces.
+    pub expire_bounces_after: Interval,
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// The whole log on disk; beyond it senders hear 452.
+    pub bytes_max: Bytes,
+    /// One file of it.
+    pub segment_bytes: Bytes,
+    /// Recent records kept in memory.
+    pub cache_bytes_max: Bytes,
+}
+
+/// `[store]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Store {
+    /// Memory for what is not flushed yet, all shards together.
+    pub memtable_bytes_max: Bytes,
+    /// Memory for reading, all shards together.
+    pub cache_bytes_max: Bytes,
+    /// Unflushed data is flushed at this age at the latest.
+    pub flush_interval: Interval,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            node: Node::default(),
+            directory: Directory::default(),
+            mbox: BTreeMap::new(),
+            smtp: Smtp::default(),
+            pop3: Pop3::default(),
+            tls: None,
+            queue: Queue::default(),
+            log: Log::default(),
+            store: Store::default(),
+        }
+    }
+}
+
+impl Default for Node {
+    fn default() -> Node {
+        Node {
+            hostname: Domain("localhost".into()),
+            data_dir: "data".into(),
+            drain_timeout: Interval(Duration::from_secs(30)),
+        }
+    }
+}
+
+impl Default for Directory {
+    fn default() -> Directory {
+        Directory {
+            ldif: Spanned::new(0..0, "directory.ldif".into()),
+            default_domain: None,
+            postmaster: None,
+            recipient_delimiter: "+".into(),
+        }
+    }
+}
+
+impl Default for Smtp {
+    fn default() -> Smtp {
+        Smtp {
+            listen: Vec::new(),
+            message_bytes_max: Bytes(50 << 20),
+            recipients_max: 1000,
+            connections_max: 2000,
+            connections_per_source_max: 200,
+            memory_bytes_max: Bytes(128 << 20),
+        }
+    }
+}
+
+impl Default for Pop3 {
+    fn default() -> Pop3 {
+        Pop3 {
+            listen: Vec::new(),
+            listen_tls: Spanned::new(0..0, Vec::new()),
+            cleartext_login: false,
+            connections_max: 2000,
+            connections_per_source_max: 200,
+        }
+    }
+}
+
+impl Default for Queue {
+    fn default() -> Queue {
+        Queue {
+            messages_max: 1_000_000,
+            bytes_max: Bytes(4 << 30),
+            body_cache_bytes_max: Bytes(32 << 20),
+            expire_after: Interval(Duration::from_secs(5 * 86400)),
+            expire_bounces_after: Interval(Duration::from_secs(2 * 86400)),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Log {
+        Log { bytes_max: Bytes(8 << 30), segment_bytes: Bytes(64 << 20), cache_bytes_max: Bytes(32 << 20) }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Store {
+        Store {
+            memtable_bytes_max: Bytes(48 << 20),
+            cache_bytes_max: Bytes(32 << 20),
+            flush_interval: Interval(Duration::from_secs(60)),
+        }
+    }
+}
+
+/// A number of octets: a whole number, or text such as `64 MiB`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(pub u64);
+
+impl Bytes {
+    /// As a size in memory.
+    pub fn as_usize(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+/// A span of time: text such as `30s`, `10m`, `4h`, `5d`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Interval(pub Duration);
+
+/// A domain name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Domain(pub String);
+
+/// A mailbox address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address(pub Mailbox);
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum NumberOrText {
+    Number(u64),
+    Text(String),
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+        const ALLOWED: &str = "expected a size such as 1048576, \"64 MiB\" or \"2 GiB\"";
+        let text = match NumberOrText::deserialize(deserializer).map_err(|_| serde::de::Error::custom(ALLOWED))? {
+            NumberOrText::Number(number) => return Ok(Bytes(number)),
+            NumberOrText::Text(text) => text,
+        };
+        let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+        let unit = match text[digits..].trim() {
+            "" | "B" => 1,
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            "TiB" => 1u64 << 40,
+            _ => return Err(serde::de::Error::custom(ALLOWED)),
+        };
+        let number = text[..digits].parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+        number.map(Bytes).ok_or_else(|| serde::de::Error::custom(ALLOWED))
+    }
+}
+
+impl<'de> Deserialize<'de> for Interval {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Interval, D::Error> {
+        const ALLOWED: &str = "expected a time such as \"30s\", \"10m\", \"4h\" or \"5d\"";
+        let error = || serde::de::Error::custom(ALLOWED);
+        let text = String::deserialize(deserializer).map_err(|_| error())?;
+        let digits = text.find(|letter: char| !letter.is_ascii_digit()).ok_or_else(error)?;
+        let unit = match text[digits..].trim() {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            "d" => 86400,
+            _ => return Err(error()),
+        };
+        let number = text[..digits].parse::<u32>().map_err(|_| error())?;
+        Ok(Interval(Duration::from_secs(u64::from(number) * unit)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Domain {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Domain, D::Error> {
+        let error = || serde::de::Error::custom("expected a domain name such as \"mail.example.jp\"");
+        let text = String::deserialize(deserializer).map_err(|_| error())?;
+        normal_domain(&text).map(Domain).map_err(|_| error())
+    }
+}
+
+impl<'de> Deserialize<'de> for Address {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Address, D::Error> {
+        let error = || serde::de::Error::custom("expected an address such as \"postmaster@example.jp\"");
+        let text = String::deserialize(deserializer).map_err(|_| error())?;
+        text.parse().map(Address).map_err(|_| error())
+    }
+}
+
+/// One thing wrong with a configuration file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The file.
+    pub file: PathBuf,
+    /// Line, from 1; 0 when no line is to blame.
+    pub line: usize,
+    /// What is wrong and what is allowed.
+    pub what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            0 => write!(f, "{}: {}", self.file.display(), self.what),
+            line => write!(f, "{}:{line}: {}", self.file.display(), self.what),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and checks `file`. Relative paths in it are relative to its directory.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn load(file: &Path) -> Result<Config, Vec<Problem>> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| vec![Problem { file: file.to_owned(), line: 0, what: error.to_string() }])?;
+        let mut config = Config::parse(file, &text)?;
+        config.make_absolute(file.parent().unwrap_or(Path::new(".")));
+        Ok(config)
+    }
+
+    fn parse(file: &Path, text: &str) -> Result<Config, Vec<Problem>> {
+        let line_of = |offset: usize| text[..offset.min(text.len())].matches('\n').count() + 1;
+        let problem = |line, what| Problem { file: file.to_owned(), line, what };
+        let config: Config = toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(0, |span| line_of(span.start));
+            let key = key_on_line(text, line);
+            vec![problem(line, format!("{key}{}", error.message()))]
+        })?;
+        let wrong = config.contradictions();
+        if wrong.is_empty() {
+            return Ok(config);
+        }
+        let located = |(offset, what): (usize, String)| match offset {
+            0 => problem(0, what),
+            offset => problem(line_of(offset), what),
+        };
+        Err(wrong.into_iter().map(located).collect())
+    }
+
+    /// What no single value is to blame for: pairs of byte offset (0: none) and text.
+    fn contradictions(&self) -> Vec<(usize, String)> {
+        let mut wrong = Vec::new();
+        if self.mbox.is_empty() {
+            wrong.push((0, "mbox: at least one [mbox.NAME] with shards = [0, ...] is needed".into()));
+        }
+        let mut owners: BTreeMap<u16, &str> = BTreeMap::new();
+        for (name, mbox) in &self.mbox {
+            let offset = mbox.shards.span().start;
+            if mbox.shards.get_ref().is_empty() {
+                wrong.push((offset, format!("mbox.{name}.shards: at least one shard number is needed")));
+            }
+            for &shard in mbox.shards.get_ref() {
+                if shard >= 1 << 14 {
+                    wrong.push((offset, format!("mbox.{name}.shards: {shard} is over 16383")));
+                } else if let Some(other) = owners.insert(shard, name) {
+                    wrong.push((offset, format!("mbox.{name}.shards: shard {shard} belongs to mbox.{other} already")));
+                }
+            }
+        }
+        if self.tls.is_none() && !self.pop3.listen_tls.get_ref().is_empty() {
+            let offset = self.pop3.listen_tls.span().start;
+            wrong.push((offset, "pop3.listen_tls: needs [tls] with certificate and key".into()));
+        }
+        if self.directory.recipient_delimiter.chars().count() > 1 {
+            wrong.push((0, "directory.recipient_delimiter: expected one character, or none".into()));
+        }
+        let mut seen = BTreeSet::new();
+        let listeners = self.smtp.listen.iter().chain(&self.pop3.listen).chain(self.pop3.listen_tls.get_ref());
+        for listener in listeners.filter(|listener| listener.port() != 0) {
+            if !seen.insert(listener) {
+                wrong.push((0, format!("listen: {listener} is used twice")));
+            }
+        }
+        wrong.extend(self.limits_too_low().map(|what| (0, what)));
+        wrong
+    }
+
+    fn limits_too_low(&self) -> impl Iterator<Item = String> {
+        let floor = |key: &str, value: u64, least: u64| {
+            (value < least).then(|| format!("{key}: {value} is too small, at least {least} is needed"))
+        };
+        [
+            floor("smtp.message_bytes_max", self.smtp.message_bytes_max.0, 64 << 10),
+            // RFC 5321 section 4.5.3.1.8
+            floor("smtp.recipients_max", u64::from(self.smtp.recipients_max), 100),
+            floor("smtp.connections_max", u64::from(self.smtp.connections_max), 1),
+            floor("smtp.connections_per_source_max", u64::from(self.smtp.connections_per_source_max), 1),
+            floor("smtp.memory_bytes_max", self.smtp.memory_bytes_max.0, 1 << 20),
+            floor("pop3.connections_max", u64::from(self.pop3.connections_max), 1),
+            floor("pop3.connections_per_source_max", u64::from(self.pop3.connections_per_source_max), 1),
+            floor("queue.messages_max", self.queue.messages_max, 1),
+            floor("queue.bytes_max", self.queue.bytes_max.0, 1 << 20),
+            floor("log.segment_bytes", self.log.segment_bytes.0, 1 << 20),
+            floor("log.bytes_max", self.log.bytes_max.0, self.log.segment_bytes.0.saturating_mul(4)),
+            floor("store.memtable_bytes_max", self.store.memtable_bytes_max.0, 1 << 20),
+        ]
+        .into_iter()
+        .flatten()
+    }
+
+    fn make_absolute(&mut self, base: &Path) {
+        let absolute = |path: &mut PathBuf| *path = base.join(&path);
+        absolute(&mut self.node.data_dir);
+        absolute(self.directory.ldif.get_mut());
+        if let Some(tls) = &mut self.tls {
+            absolute(tls.certificate.get_mut());
+            absolute(tls.key.get_mut());
+        }
+    }
+}
+
+/// `key: ` when line `line` of `text` sets one.
+fn key_on_line(text: &str, line: usize) -> String {
+    let Some(line) = line.checked_sub(1).and_then(|index| text.lines().nth(index)) else { return String::new() };
+    match line.split_once('=') {
+        Some((key, _)) if !key.trim_start().starts_with('#') => format!("{}: ", key.trim()),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Config;
+    use std::path::Path;
+
+    const REFERENCE: &str = include_str!("../../../docs/hikyaku.toml");
+    const LEAST: &str = "[mbox.mbox1]\nshards = [0]\n";
+
+    fn problems(text: &str) -> String {
+        let problems = Config::parse(Path::new("x.toml"), text).unwrap_err();
+        problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn the_reference_holds_every_default() {
+        let mut reference = Config::parse(Path::new("reference"), REFERENCE).unwrap();
+        // what has no default is shown by example
+        assert_eq!(reference.mbox.len(), 2);
+        assert!(reference.tls.is_some() && reference.directory.postmaster.is_some());
+        reference.mbox.clear();
+        reference.tls = None;
+        reference.directory.postmaster = None;
+        reference.directory.default_domain = None;
+        assert_eq!(reference, Config::default());
+    }
+
+    #[test]
+    fn the_reference_mentions_every_key_with_prose() {
+        let debug = format!("{:?}", Config::parse(Path::new("reference"), REFERENCE).unwrap());
+        let keys = debug.split([' ', '{', '(']).filter_map(|word| word.strip_suffix(':'));
+        for key in keys.filter(|key| !["mbox1", "mbox2", "span", "value", "text", "at", "0"].contains(key)) {
+            let key = key.trim_matches('"');
+            let set = REFERENCE.lines().any(|line| line.split(['=', ']', '.']).any(|part| part.trim_matches(['[', ' ']) == key));
+            assert!(set || key.is_empty() || key.starts_with("mbox"), "{key} is not in docs/hikyaku.toml");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named_with_line_key_and_what_is_allowed() {
+        assert!(Config::parse(Path::new("x.toml"), LEAST).is_ok());
+        let unknown = problems(&format!("{LEAST}[smtp]\nlisten_on = []\n"));
+        assert!(unknown.starts_with("x.toml:4: listen_on: unknown field `listen_on`, expected one of `listen`"), "{unknown}");
+        let size = problems(&format!("{LEAST}[smtp]\nmessage_bytes_max = \"ten\"\n"));
+        assert!(size.starts_with("x.toml:4: message_bytes_max: expected a size such as"), "{size}");
+        let address = problems(&format!("{LEAST}[smtp]\nlisten = [\"localhost\"]\n"));
+        assert!(address.starts_with("x.toml:4: listen: "), "{address}");
+        let shard = problems("[mbox.a]\nshards = [0, 1]\n[mbox.b]\nshards = [1]\n");
+        assert_eq!(shard, "x.toml:4: mbox.b.shards: shard 1 belongs to mbox.a already");
+        let tls = problems(&format!("{LEAST}[pop3]\nlisten_tls = [\"127.0.0.1:995\"]\n"));
+        assert_eq!(tls, "x.toml:4: pop3.listen_tls: needs [tls] with certificate and key");
+        assert!(problems("").contains("[mbox.NAME]"));
+        assert!(problems(&format!("{LEAST}[smtp]\nrecipients_max = 5\n")).contains("at least 100"));
+        assert!(problems("[mbox").starts_with("x.toml:1: "));
+        assert!(problems(&format!("{LEAST}[queue]\nexpire_after = 5\n")).contains("expected a time such as"));
+    }
+}

@@ -1,0 +1,327 @@
+//! The operator's side of the admin socket: asks, prints, and says plainly when nobody answers.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use hikyaku_mail::date;
+use hikyaku_mail::id::MessageId;
+use hikyaku_mail::reply::Reply;
+use hikyaku_proto::v1::admin_client::AdminClient;
+use hikyaku_proto::v1::operate::Order as Verb;
+use hikyaku_proto::v1::recipient_state::State;
+use hikyaku_proto::v1::shard_piece::Piece;
+use hikyaku_proto::v1::terminal::How;
+use hikyaku_proto::v1::{
+    QueueListRequest, QueueOperateRequest, QueueShowRequest, QueuedMessage, RecipientState, RouteExplainRequest,
+    ShardPiece, ShardSnapshotRequest, StatusRequest,
+};
+use hyper_util::rt::TokioIo;
+use prost::Message;
+use tokio::net::UnixStream;
+use tokio_stream::StreamExt;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use crate::cli::{Order, Queue, Route, Shard, Target};
+use crate::config::Config;
+
+/// The socket's name in the data directory.
+pub const SOCKET: &str = "admin.sock";
+/// One piece of a snapshot file at most: an inline body and its row fit many times over.
+const PIECE_BYTES_MAX: usize = 4 << 20;
+/// What a snapshot file begins with.
+const SNAPSHOT_MAGIC: &[u8; 16] = b"hikyaku-shard-1\n";
+
+type Client = AdminClient<Channel>;
+
+async fn connect(target: &Target) -> Result<Client> {
+    let socket = socket_of(target)?;
+    let path = socket.clone();
+    let connector = tower::service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    // the name is not looked up: the connector ignores it
+    let channel = Endpoint::from_static("http://admin.invalid")
+        .connect_with_connector(connector)
+        .await
+        .with_context(|| format!("no hikyaku process answers at {}", socket.display()))?;
+    Ok(AdminClient::new(channel).max_decoding_message_size(PIECE_BYTES_MAX * 4))
+}
+
+fn socket_of(target: &Target) -> Result<PathBuf> {
+    if let Some(socket) = &target.socket {
+        return Ok(socket.clone());
+    }
+    let candidates = ["hikyaku.toml", "hikyaku-demo/hikyaku.toml"];
+    let found = || candidates.iter().map(PathBuf::from).find(|path| path.exists());
+    let file = target.config.clone().or_else(found).with_context(|| {
+        format!("say which process is meant: --config FILE or --socket PATH (neither {} exists here)", candidates.join(" nor "))
+    })?;
+    let config = Config::load(&file).map_err(|problems| anyhow!("{}", join(&problems)))?;
+    Ok(config.node.data_dir.join(SOCKET))
+}
+
+/// One problem a line.
+pub fn join<T: ToString>(problems: &[T]) -> String {
+    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+fn refused(status: tonic::Status) -> anyhow::Error {
+    anyhow!("{}", status.message())
+}
+
+/// `hikyaku route ...`
+///
+/// # Errors
+/// When nobody answers or the answer is no.
+pub async fn route(question: Route) -> Result<()> {
+    let Route::Explain { address, target } = question;
+    let request = RouteExplainRequest { address };
+    let reply = connect(&target).await?.route_explain(request).await.map_err(refused)?.into_inner();
+    for step in reply.steps {
+        println!("{step}");
+    }
+    if let Some(status) = reply.reply {
+        println!("RCPT would hear: {}", Reply::from(&status));
+    }
+    Ok(())
+}
+
+/// `hikyaku status`
+///
+/// # Errors
+/// When nobody answers.
+pub async fn status(target: &Target) -> Result<()> {
+    let reply = connect(target).await?.status(StatusRequest {}).await.map_err(refused)?.into_inner();
+    println!("hikyaku {}", reply.version);
+    for listener in reply.listeners {
+        println!("listener {listener}");
+    }
+    println!("{:<12} {:>9} {:>10} {:>10} {:>10} {:>10} {:>12}  trouble", "shard", "messages", "applied", "durable", "log start", "log end", "log bytes");
+    for shard in reply.shards {
+        let trouble = if shard.trouble.is_empty() { "-" } else { &shard.trouble };
+        println!(
+            "{:<12} {:>9} {:>10} {:>10} {:>10} {:>10} {:>12}  {trouble}",
+            shard.shard, shard.messages, shard.applied, shard.durable, shard.log_start, shard.log_end, shard.pinned_bytes
+        );
+    }
+    for alarm in reply.alarms {
+        println!("ALARM {alarm}");
+    }
+    Ok(())
+}
+
+/// `hikyaku queue ...`
+///
+/// # Errors
+/// When nobody answers or the answer is no.
+pub async fn queue(order: Queue) -> Result<()> {
+    match order {
+        Queue::List { state, tenant, address, limit, target } => {
+            let request = QueueListRequest {
+                state: state.map(|state| state.word().to_owned()).unwrap_or_default(),
+                tenant: tenant.unwrap_or_default(),
+                address: address.unwrap_or_default(),
+                limit,
+            };
+            list(&target, request).await
+        }
+        Queue::Show { id, target } => show(&target, &id).await,
+        Queue::Hold(order) => operate(Verb::Hold, "held", order).await,
+        Queue::Release(order) => operate(Verb::Release, "released", order).await,
+        Queue::Delete(order) => operate(Verb::Delete, "deleted", order).await,
+        Queue::Retry(order) => operate(Verb::Retry, "to be tried now", order).await,
+    }
+}
+
+async fn list(target: &Target, request: QueueListRequest) -> Result<()> {
+    let mut pages = connect(target).await?.queue_list(request).await.map_err(refused)?.into_inner();
+    let mut shown = 0u64;
+    while let Some(page) = pages.next().await {
+        let page = page.map_err(refused)?;
+        for message in &page.messages {
+            shown += 1;
+            print_message(message);
+        }
+        if let Some(total) = page.total {
+            println!("{shown} shown, {total} in the queue");
+        }
+    }
+    Ok(())
+}
+
+fn print_message(message: &QueuedMessage) {
+    let id = MessageId::from_bytes(&message.message_id).map(|id| id.to_string()).unwrap_or_default();
+    let envelope = message.envelope.clone().unwrap_or_default();
+    let held = if message.held.is_empty() { String::new() } else { format!(" held: {}", message.held) };
+    println!("{id} {:>9} {} <{}>{held}", message.size, date::rfc5322(envelope.received_ms), envelope.reverse_path);
+    for (number, recipient) in message.recipients.iter().enumerate() {
+        println!("    {number}: {}", describe(recipient));
+    }
+}
+
+fn describe(state: &RecipientState) -> String {
+    let address = state.recipient.as_ref().map(|recipient| recipient.address.as_str()).unwrap_or_default();
+    let what = match &state.state {
+        None => "unknown".to_owned(),
+        Some(State::Held(held)) => format!("held ({})", held.reason),
+        Some(State::Pending(pending)) if pending.due_ms == 0 => "due now".to_owned(),
+        Some(State::Pending(pending)) => format!("deferred until {}", date::rfc5322(pending.due_ms)),
+        Some(State::Terminal(terminal)) => match terminal.how() {
+            How::Delivered => "delivered".to_owned(),
+            How::Bounced => format!("bounced, reported by {}", hex(&terminal.dsn_id)),
+            How::Expanded => "expanded".to_owned(),
+            How::Collapsed => "same as another recipient".to_owned(),
+            How::Deleted => "deleted by an operator".to_owned(),
+            How::Cancelled => "cancelled".to_owned(),
+            How::Unspecified => "done".to_owned(),
+        },
+    };
+    let last = state.history.last().and_then(|attempt| attempt.status.as_ref());
+    let last = last.map(|status| format!("; last answer: {}", Reply::from(status))).unwrap_or_default();
+    format!("<{address}> {what}, {} attempts{last}", state.attempts)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+async fn show(target: &Target, id: &str) -> Result<()> {
+    let message_id = parse_id(id)?;
+    let reply = connect(target).await?.queue_show(QueueShowRequest { message_id }).await.map_err(refused)?.into_inner();
+    let Some(message) = reply.message else { bail!("{id} is not in the queue: delivered, bounced, deleted, or never accepted") };
+    print_message(&message);
+    let envelope = message.envelope.unwrap_or_default();
+    println!("from client {} helo {}, tenant {}, log position {}", envelope.client, envelope.helo, message.tenant, message.position);
+    for (number, recipient) in message.recipients.iter().enumerate() {
+        for attempt in &recipient.history {
+            let status = attempt.status.as_ref().map(|status| Reply::from(status).to_string()).unwrap_or_default();
+            println!("    {number}: {} {status}", date::rfc5322(attempt.time_ms));
+        }
+    }
+    for line in reply.activity {
+        println!("now: {line}");
+    }
+    Ok(())
+}
+
+fn parse_id(id: &str) -> Result<bytes::Bytes> {
+    let id: MessageId = id.parse().with_context(|| id.to_owned())?;
+    Ok(bytes::Bytes::copy_from_slice(&id.to_bytes()))
+}
+
+async fn operate(verb: Verb, done: &str, order: Order) -> Result<()> {
+    let message_ids = order.ids.iter().map(|id| parse_id(id)).collect::<Result<Vec<_>>>()?;
+    let request = QueueOperateRequest {
+        order: verb.into(),
+        message_ids,
+        all: order.all,
+        reason: order.reason,
+        operator: std::env::var("USER").unwrap_or_default(),
+    };
+    let reply = connect(&order.target).await?.queue_operate(request).await.map_err(refused)?.into_inner();
+    println!("{} {done}", reply.changed);
+    if !reply.unknown.is_empty() {
+        let unknown: Vec<String> = reply.unknown.iter().map(|id| hex(id)).collect();
+        bail!("not in the queue: {}", unknown.join(" "));
+    }
+    Ok(())
+}
+
+/// `hikyaku shard ...`
+///
+/// # Errors
+/// When nobody answers, the answer is no, or the file cannot be written or read.
+pub async fn shard(order: Shard) -> Result<()> {
+    match order {
+        Shard::Snapshot { shard, file, target } => snapshot(&target, shard, &file).await,
+        Shard::Restore { file, target } => restore(&target, &file).await,
+    }
+}
+
+/// A snapshot file is the magic, then pieces: length (4 bytes, big endian), protobuf. The trailer piece proves it whole.
+async fn snapshot(target: &Target, shard: String, file: &Path) -> Result<()> {
+    let mut pieces = connect(target).await?.shard_snapshot(ShardSnapshotRequest { shard }).await.map_err(refused)?.into_inner();
+    let beside = file.with_extension("part");
+    if file.exists() {
+        bail!("{} exists; snapshots are never overwritten", file.display());
+    }
+    let mut out = std::io::BufWriter::new(std::fs::File::create(&beside).with_context(|| beside.display().to_string())?);
+    out.write_all(SNAPSHOT_MAGIC)?;
+    let mut trailer = None;
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(refused)?;
+        out.write_all(&u32::try_from(piece.encoded_len())?.to_be_bytes())?;
+        out.write_all(&piece.encode_to_vec())?;
+        if let Some(Piece::Trailer(found)) = piece.piece {
+            trailer = Some(found);
+        }
+    }
+    let Some(trailer) = trailer else { bail!("the snapshot ended early; {} is not usable", beside.display()) };
+    out.into_inner().map_err(|error| anyhow!("{error}"))?.sync_all()?;
+    std::fs::rename(&beside, file).with_context(|| file.display().to_string())?;
+    println!("{}: {} accounts, {} messages", file.display(), trailer.accounts, trailer.messages);
+    Ok(())
+}
+
+async fn restore(target: &Target, file: &Path) -> Result<()> {
+    check_snapshot(file)?;
+    let mut client = connect(target).await?;
+    let (sender, receiver) = tokio::sync::mpsc::channel(16);
+    let path = file.to_owned();
+    let reader = tokio::task::spawn_blocking(move || {
+        for_each_piece(&path, |piece| sender.blocking_send(piece).map_err(|_| anyhow!("the process stopped listening")))
+    });
+    let sent = client.shard_restore(tokio_stream::wrappers::ReceiverStream::new(receiver)).await;
+    let read = reader.await?;
+    let reply = sent.map_err(refused)?.into_inner();
+    read?;
+    println!(
+        "{} accounts and {} messages restored, {} accounts skipped",
+        reply.accounts_restored, reply.messages_restored, reply.accounts_skipped
+    );
+    for note in reply.notes {
+        println!("    {note}");
+    }
+    Ok(())
+}
+
+/// Reads the whole file once before anything is sent: a damaged backup changes nothing.
+fn check_snapshot(file: &Path) -> Result<()> {
+    let mut complete = false;
+    for_each_piece(file, |piece| {
+        complete = matches!(piece.piece, Some(Piece::Trailer(_)));
+        Ok(())
+    })?;
+    if !complete {
+        bail!("{}: the snapshot has no end: it is not whole", file.display());
+    }
+    Ok(())
+}
+
+fn for_each_piece(file: &Path, mut take: impl FnMut(ShardPiece) -> Result<()>) -> Result<()> {
+    use std::io::Read;
+    let name = || file.display().to_string();
+    let mut input = std::io::BufReader::new(std::fs::File::open(file).with_context(name)?);
+    let mut magic = [0; SNAPSHOT_MAGIC.len()];
+    input.read_exact(&mut magic).with_context(name)?;
+    if &magic != SNAPSHOT_MAGIC {
+        bail!("{}: not a snapshot of a shard", file.display());
+    }
+    let mut length = [0; 4];
+    loop {
+        match input.read_exact(&mut length) {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) => return Err(error).with_context(name),
+        }
+        let length = u32::from_be_bytes(length) as usize;
+        if length > PIECE_BYTES_MAX {
+            bail!("{}: damaged", file.display());
+        }
+        let mut bytes = vec![0; length];
+        input.read_exact(&mut bytes).with_context(name)?;
+        take(ShardPiece::decode(bytes.as_slice()).with_context(name)?)?;
+    }
+}

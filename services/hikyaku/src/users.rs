@@ -1,0 +1,112 @@
+//! The directory file: read at start, read again when it has changed and lies still.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use hikyaku_directory::finding::Finding;
+use hikyaku_directory::ldif_directory::{LdifDirectory, Loss, Reload, Stamp, Stillness};
+use hikyaku_directory::password::PoolLimits;
+use hikyaku_directory::settings::Settings;
+use hikyaku_serve::tasks::Tasks;
+use hikyaku_shard::ambient::SharedAmbient;
+
+use crate::config::Config;
+
+/// A changed file is read once its size and time have been still for this long.
+const STILL_MS: u64 = 2000;
+/// How often the file is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// The stamp of a file that cannot be looked at.
+const NEVER: Stamp = Stamp { size: 0, modified_ns: 0 };
+
+/// What the configuration says about the directory.
+fn settings(config: &Config) -> Settings {
+    let mboxes: Vec<&str> = config.mbox.keys().map(String::as_str).collect();
+    let domain = match (&config.directory.default_domain, &config.directory.postmaster) {
+        (Some(domain), _) => domain.0.clone(),
+        (None, Some(postmaster)) => postmaster.0.domain().to_owned(),
+        (None, None) => config.node.hostname.0.clone(),
+    };
+    Settings {
+        postmaster: config.directory.postmaster.as_ref().map(|address| address.0.clone()),
+        recipient_delimiter: config.directory.recipient_delimiter.chars().next(),
+        ..Settings::new(&mboxes, &domain)
+    }
+}
+
+/// Reads the directory; what is wrong with single entries is in its table's findings.
+///
+/// # Errors
+/// When the file as a whole cannot be used: one line for each reason.
+pub fn load(config: &Config) -> Result<(LdifDirectory, Stamp)> {
+    let file = config.directory.ldif.get_ref();
+    // taken first: a change while reading is seen by the watch
+    let stamp = stamp(file).unwrap_or(NEVER);
+    let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
+    match LdifDirectory::load(&bytes, settings(config), PoolLimits::default()) {
+        Ok(directory) => Ok((directory, stamp)),
+        Err(findings) => bail!("{}", located(file, &findings).join("\n")),
+    }
+}
+
+/// Findings with the file in front, one line each.
+pub fn located(file: &Path, findings: &[Finding]) -> Vec<String> {
+    findings.iter().map(|finding| format!("{}: {finding}", file.display())).collect()
+}
+
+/// Looks at the file, last read with the stamp `read`, while the node runs.
+pub fn watch(tasks: &Tasks, ambient: SharedAmbient, file: PathBuf, read: Stamp, directory: Arc<LdifDirectory>) {
+    let draining = tasks.draining();
+    tasks.spawn("directory watch", async move {
+        let mut stillness = Stillness::new(read, STILL_MS);
+        loop {
+            tokio::select! {
+                biased;
+                () = draining.cancelled() => return,
+                () = tokio::time::sleep(LOOK_INTERVAL) => {}
+            }
+            // a file that is away for a moment is being replaced
+            let Some(stamp) = stamp(&file) else { continue };
+            if stillness.observe(stamp, ambient.now_ms()) {
+                let (directory, file) = (directory.clone(), file.clone());
+                let _ = tokio::task::spawn_blocking(move || reload(&directory, &file)).await;
+            }
+        }
+    });
+}
+
+fn stamp(file: &Path) -> Option<Stamp> {
+    let metadata = std::fs::metadata(file).ok()?;
+    let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Some(Stamp { size: metadata.len(), modified_ns: modified.as_nanos() })
+}
+
+fn reload(directory: &LdifDirectory, file: &Path) {
+    let bytes = match std::fs::read(file) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            tracing::error!(file = %file.display(), %error, "the changed directory cannot be read; the last good one stays");
+            return;
+        }
+    };
+    match directory.reload(&bytes, Loss::Few) {
+        Reload::Replaced { .. } => {
+            tracing::info!(file = %file.display(), "directory read again");
+            for line in located(file, directory.table().findings()) {
+                tracing::warn!(line, "directory entry");
+            }
+        }
+        Reload::Refused { findings } => {
+            tracing::error!(file = %file.display(), "the changed directory cannot be used; the last good one stays");
+            for line in located(file, &findings) {
+                tracing::error!(line, "directory");
+            }
+        }
+        Reload::TooMuchLost { .. } => tracing::error!(
+            file = %file.display(),
+            "the changed directory has lost more than a tenth of its entries; the last good one stays until a restart"
+        ),
+    }
+}
