@@ -2,7 +2,7 @@
 //!
 //! Whoever changes a message calls [`Index::refresh`] for it; all derived data follow from there.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use hikyaku_log::Position;
 use hikyaku_mail::id::MessageId;
@@ -13,9 +13,6 @@ use prost::Message as _;
 use crate::hash::{SetHash, element};
 use crate::kept::KeptFact;
 use crate::recipient::{Message, Slot, Stage};
-
-/// Settled messages the leader has not looked at yet.
-const SETTLED_MAX: usize = 10_000;
 
 /// A recipient in the index.
 pub type RecipientKey = (MessageId, u32);
@@ -45,17 +42,6 @@ impl Tally {
     }
 }
 
-/// A message that left the queue.
-#[derive(Clone, Debug)]
-pub struct Settled {
-    /// Which.
-    pub id: MessageId,
-    /// Whose.
-    pub tenant: String,
-    /// Its recipients' final states.
-    pub recipients: Vec<RecipientState>,
-}
-
 /// All live messages.
 #[derive(Debug, Default)]
 pub struct Index {
@@ -66,7 +52,6 @@ pub struct Index {
     tallies: BTreeMap<String, Tally>,
     bytes: u64,
     taken: BTreeSet<RecipientKey>,
-    settled: Option<VecDeque<Settled>>,
 }
 
 impl Index {
@@ -230,25 +215,13 @@ impl Index {
                 self.tallies.remove(&message.accept.tenant);
             }
         }
-        let Some(settled) = &mut self.settled else {
-            return;
-        };
-        if settled.len() < SETTLED_MAX {
-            settled.push_back(Settled {
-                id,
-                tenant: message.accept.tenant,
-                recipients: message.slots.into_iter().map(|slot| slot.state).collect(),
-            });
-        }
     }
 
     /// Drops the state; what a leader holds in its hands stays there.
     pub fn clear(&mut self) {
         let taken = std::mem::take(&mut self.taken);
-        let settled = self.settled.take();
         *self = Index {
             taken,
-            settled,
             ..Index::default()
         };
     }
@@ -300,19 +273,6 @@ impl Index {
     /// Whether the leader has this recipient in its hands.
     pub fn is_taken(&self, key: RecipientKey) -> bool {
         self.taken.contains(&key)
-    }
-
-    /// Starts noting settled messages for the leader.
-    pub fn watch_settled(&mut self) {
-        self.settled.get_or_insert_default();
-    }
-
-    /// The messages settled since the last call.
-    pub fn take_settled(&mut self) -> Vec<Settled> {
-        match &mut self.settled {
-            Some(settled) => settled.drain(..).collect(),
-            None => Vec::new(),
-        }
     }
 
     fn slot_mut(&mut self, (id, number): RecipientKey) -> Option<&mut Slot> {

@@ -3,10 +3,11 @@
 use bytes::Bytes;
 use hikyaku_log::Position;
 use hikyaku_mail::id::MessageId;
+use hikyaku_proto::v1::recipient::Target;
 use hikyaku_proto::v1::recipient_state::State;
 use hikyaku_proto::v1::{Body, Carry, Envelope, Recipient};
 
-use crate::index::{RecipientKey, Settled};
+use crate::index::RecipientKey;
 use crate::machine::QueueMachine;
 
 /// Octets of states in one Carry above which histories are left out, so that the record fits any log.
@@ -65,14 +66,18 @@ impl QueueMachine {
         self.index.give_back(key);
     }
 
-    /// Starts noting settled messages for the leader.
-    pub fn watch_settled(&mut self) {
-        self.index.watch_settled();
-    }
-
-    /// The messages settled since the last call.
-    pub fn take_settled(&mut self) -> Vec<Settled> {
-        self.index.take_settled()
+    /// The tenant a recipient counts for (its own where it has one, else the message's), and its account if it is local.
+    pub fn route(&self, key: RecipientKey) -> Option<(&str, Option<&str>)> {
+        let message = self.index.message(key.0)?;
+        let slot = message.slots.get(usize::try_from(key.1).ok()?)?;
+        let target = slot.state.recipient.as_ref()?.target.as_ref();
+        Some(match target {
+            Some(Target::Local(local)) if local.tenant.is_empty() => {
+                (&message.accept.tenant, Some(&local.account))
+            }
+            Some(Target::Local(local)) => (&local.tenant, Some(&local.account)),
+            _ => (&message.accept.tenant, None),
+        })
     }
 
     /// What a leader needs to attempt a recipient; `None` when it waits no longer: terminal, held, or due later than `now_ms`.

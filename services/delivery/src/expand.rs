@@ -1,0 +1,190 @@
+//! Aliases, forwards and groups: one step, decided by the directory now, recorded as `Routed`. The first one applied wins and
+//! numbers the children, so whoever leads and however often, every child is delivered under one number.
+
+use bytes::Bytes;
+use hikyaku_directory::explain::DEPTH_MAX;
+use hikyaku_directory::{Account, Decision, Resolution};
+use hikyaku_mail::path::Mailbox;
+use hikyaku_mail::reply::Reply;
+use hikyaku_proto::v1::outcome::Result as Attempt;
+use hikyaku_proto::v1::recipient::Target;
+use hikyaku_proto::v1::{
+    Deferred, ExpandTarget, LocalTarget, Recipient, RemoteTarget, Routed, Status, record::Command,
+};
+use hikyaku_queue::machine::Answer;
+
+use crate::bounce;
+use crate::job::{Job, Step};
+
+/// Members of one group; a larger one waits for an operator.
+const MEMBERS_MAX: usize = 1000;
+
+/// The next step for a recipient that is to be resolved. `seen` are the entries followed on the way to it.
+pub async fn step(job: &mut Job<'_>, seen: &[String]) -> Result<Step, Step> {
+    let Ok(address) = job.work.recipient.address.parse::<Mailbox>() else {
+        return job.hold("malformed").await;
+    };
+    let resolution = job.resolve(&address).await?;
+    route(job, &address, resolution, seen).await
+}
+
+/// Records what a resolution means for the recipient.
+pub async fn route(
+    job: &mut Job<'_>,
+    address: &Mailbox,
+    resolution: Resolution,
+    seen: &[String],
+) -> Result<Step, Step> {
+    let rule = resolution.rule.word();
+    let entry = match &resolution.entry {
+        Some(entry) => entry.clone(),
+        None => format!("address:{address}"),
+    };
+    let followed: Vec<String> = seen.iter().cloned().chain([entry.clone()]).collect();
+    let again = seen.contains(&entry) || seen.len() >= DEPTH_MAX;
+    match resolution.decision {
+        Decision::Local {
+            account,
+            delivered_to,
+        } => {
+            if !account.state.takes_mail() {
+                return disabled(job).await;
+            }
+            let child = local(job, &delivered_to, &account);
+            routed(job, vec![child], None, rule).await
+        }
+        Decision::Forward { .. } | Decision::Group { .. } if again => {
+            let reply = Reply::new(554, (5, 4, 6), "routing loop");
+            bounce::fail(job, reply, "loop").await
+        }
+        Decision::Forward { to } => {
+            let children = children(job, &[to], &followed).await;
+            routed(job, children, None, rule).await
+        }
+        Decision::Group { members, .. } if members.len() > MEMBERS_MAX => {
+            job.hold("group-too-large").await
+        }
+        Decision::Group { members, .. } if members.is_empty() => {
+            let reply = Reply::new(550, (5, 1, 1), "no such user here");
+            bounce::fail(job, reply, "group without members").await
+        }
+        Decision::Group { members, errors_to } => {
+            let children = children(job, &members, &followed).await;
+            routed(job, children, errors_to, rule).await
+        }
+        Decision::Relay { host, address } => {
+            // the brackets say: this host itself, not its MX
+            let child = remote(job, &address, format!("[{host}]"));
+            routed(job, vec![child], None, rule).await
+        }
+        Decision::Foreign => {
+            let child = remote(job, address, address.domain().to_owned());
+            routed(job, vec![child], None, rule).await
+        }
+        Decision::NoSuchUser => {
+            let reply = Reply::new(550, (5, 1, 1), "no such user here");
+            bounce::fail(job, reply, rule).await
+        }
+    }
+}
+
+/// The directory says the account takes no mail: a trouble of the world's.
+async fn disabled(job: &mut Job<'_>) -> Result<Step, Step> {
+    let context = job.context;
+    let log_time_ms = context.shard.read(|machine| machine.log_time_ms());
+    let envelope = &job.work.envelope;
+    let schedule = context.options.schedule;
+    let null_path = envelope.reverse_path.is_empty();
+    if schedule.has_expired(envelope.received_ms, log_time_ms, null_path) {
+        let reply = Reply::new(550, (5, 2, 1), "mailbox disabled");
+        return bounce::fail(job, reply, "expired").await;
+    }
+    let later = Reply::new(450, (4, 2, 1), "mailbox disabled");
+    let random = context.shard.ambient().random();
+    let due_ms = context.now_ms() + schedule.delay_ms(job.work.attempts, random);
+    let deferred = Deferred {
+        status: Some(Status::from(&later)),
+        due_ms,
+    };
+    job.record(Attempt::Deferred(deferred)).await;
+    job.attempted("directory", &later, "", due_ms);
+    Ok(Step::Done)
+}
+
+/// The recipients that `addresses` are now. What is not final, or not known now, is resolved later under its own number.
+async fn children(job: &mut Job<'_>, addresses: &[Mailbox], seen: &[String]) -> Vec<Recipient> {
+    let mut children = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        let decision = match job.resolve(address).await {
+            Ok(resolution) => Some(resolution.decision),
+            Err(_) => None,
+        };
+        children.push(match decision {
+            Some(Decision::Local {
+                account,
+                delivered_to,
+            }) if account.state.takes_mail() => local(job, &delivered_to, &account),
+            Some(Decision::Relay { host, address }) => remote(job, &address, format!("[{host}]")),
+            Some(Decision::Foreign) => remote(job, address, address.domain().to_owned()),
+            _ => child(
+                job,
+                address,
+                Target::Expand(ExpandTarget {
+                    seen: seen.to_vec(),
+                }),
+            ),
+        });
+    }
+    children
+}
+
+fn child(job: &Job<'_>, address: &Mailbox, target: Target) -> Recipient {
+    Recipient {
+        address: address.to_string(),
+        original_recipient: job.work.recipient.original_recipient.clone(),
+        notify: job.work.recipient.notify.clone(),
+        target: Some(target),
+    }
+}
+
+fn local(job: &Job<'_>, address: &Mailbox, account: &Account) -> Recipient {
+    let target = LocalTarget {
+        account: account.id.to_string(),
+        tenant: account.tenant.to_string(),
+        mbox: account.mbox.to_string(),
+    };
+    child(job, address, Target::Local(target))
+}
+
+fn remote(job: &Job<'_>, address: &Mailbox, domain: String) -> Recipient {
+    child(job, address, Target::Remote(RemoteTarget { domain }))
+}
+
+async fn routed(
+    job: &mut Job<'_>,
+    children: Vec<Recipient>,
+    errors_to: Option<Mailbox>,
+    rule: &str,
+) -> Result<Step, Step> {
+    let count = children.len();
+    let (message, recipient) = job.work.key;
+    let command = Command::Routed(Routed {
+        message_id: Bytes::copy_from_slice(&message.to_bytes()),
+        recipient,
+        children,
+        failure: None,
+        errors_to: errors_to.map(|address| address.to_string()),
+        reason: rule.to_owned(),
+    });
+    match job.context.facts.commit(command).await {
+        Answer::Changed(_) => job.settled("expanded", &format!("{count} recipients"), None, rule),
+        Answer::Void => {
+            // somebody else was first, or it would have too many recipients
+            let key = job.work.key;
+            if job.context.shard.read(|machine| machine.work(key)).is_some() {
+                return job.hold("too-many-recipients").await;
+            }
+        }
+    }
+    Ok(Step::Done)
+}

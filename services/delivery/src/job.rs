@@ -1,0 +1,231 @@
+//! One step for one recipient: what it needs, and what it can come to.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hikyaku_blob::Blobs;
+use hikyaku_directory::{Directory, Resolution};
+use hikyaku_mail::maillog;
+use hikyaku_mail::path::Mailbox;
+use hikyaku_mail::reply::Reply;
+use hikyaku_proto::transport::Transport;
+use hikyaku_proto::v1::home_client::HomeClient;
+use hikyaku_proto::v1::mailbox_client::MailboxClient;
+use hikyaku_proto::v1::outcome::Result as Attempt;
+use hikyaku_proto::v1::recipient::Target;
+use hikyaku_proto::v1::{Body, Held, Record};
+use hikyaku_queue::bodies::body_in;
+use hikyaku_queue::machine::QueueMachine;
+use hikyaku_queue::work::Work;
+use hikyaku_shard::runtime::Shard;
+use prost::Message as _;
+
+use crate::facts::Facts;
+use crate::homes::Homes;
+use crate::lanes::{Entry, LaneKey};
+use crate::leader::DeliveryOptions;
+use crate::placement::Placement;
+use crate::{courier, expand};
+
+/// Waiting for the directory, Home or the log to answer.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client for the node that serves a mailbox shard.
+pub type MailboxRouter = Arc<dyn Fn(u32) -> MailboxClient<Transport> + Send + Sync>;
+
+/// What all jobs of a leader share.
+pub struct Context {
+    /// The queue.
+    pub shard: Shard<QueueMachine>,
+    /// Who recipients are.
+    pub directory: Arc<dyn Directory>,
+    /// Large bodies, read for a DSN's header only.
+    pub blobs: Arc<dyn Blobs>,
+    /// Who owns accounts.
+    pub home: HomeClient<Transport>,
+    /// Mailbox shards.
+    pub mailboxes: MailboxRouter,
+    /// Where new accounts should live.
+    pub placement: Placement,
+    /// Limits and times.
+    pub options: DeliveryOptions,
+    /// Results.
+    pub facts: Facts,
+    homes: Mutex<Homes>,
+}
+
+impl Context {
+    /// A context with no home learned yet.
+    pub fn new(
+        shard: Shard<QueueMachine>,
+        deps: crate::leader::Deps,
+        facts: Facts,
+        options: DeliveryOptions,
+    ) -> Context {
+        Context {
+            shard,
+            directory: deps.directory,
+            blobs: deps.blobs,
+            home: deps.home,
+            mailboxes: deps.mailboxes,
+            placement: deps.placement,
+            homes: Mutex::new(Homes::new(options.homes_max)),
+            options,
+            facts,
+        }
+    }
+
+    /// The owners learned so far.
+    pub fn homes(&self) -> MutexGuard<'_, Homes> {
+        self.homes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This node's clock.
+    pub fn now_ms(&self) -> u64 {
+        self.shard.ambient().now_ms()
+    }
+}
+
+/// What a step came to. `Err` is the same: an early end, so that `?` works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The log says all there is to say; the recipient goes back to the index.
+    Done,
+    /// It goes on in this lane.
+    Next(LaneKey),
+    /// What this lane is for did not answer: it waits there.
+    Failed(LaneKey, String),
+}
+
+/// One recipient under way.
+pub struct Job<'a> {
+    /// What it needs.
+    pub context: &'a Context,
+    /// What the log said when it started.
+    pub work: Work,
+    /// What must be remembered between steps.
+    pub entry: Entry,
+    /// Lanes whose service has answered.
+    pub answered: Vec<LaneKey>,
+}
+
+/// How a job ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// To be queued again, unless done.
+    pub entry: Entry,
+    /// What it came to.
+    pub step: Step,
+    /// Lanes whose service has answered.
+    pub answered: Vec<LaneKey>,
+}
+
+/// Does the next step for a recipient.
+pub async fn run(context: &Context, work: Work, entry: Entry) -> Ended {
+    let mut job = Job {
+        context,
+        work,
+        entry,
+        answered: Vec::new(),
+    };
+    let step = match job.step().await {
+        Ok(step) | Err(step) => step,
+    };
+    Ended {
+        entry: job.entry,
+        step,
+        answered: job.answered,
+    }
+}
+
+impl Job<'_> {
+    async fn step(&mut self) -> Result<Step, Step> {
+        if self.entry.poison {
+            return self.hold("poison").await;
+        }
+        match self.work.recipient.target.clone() {
+            Some(Target::Local(local)) => courier::step(self, &local).await,
+            Some(Target::Expand(seen)) => expand::step(self, &seen.seen).await,
+            Some(Target::Remote(_)) => self.hold("no-outbound").await,
+            None => self.hold("malformed").await,
+        }
+    }
+
+    /// Leaves the recipient to an operator.
+    pub async fn hold(&mut self, reason: &str) -> Result<Step, Step> {
+        let held = Held {
+            reason: reason.to_owned(),
+        };
+        self.record(Attempt::Held(held)).await;
+        self.settled("held", "", None, reason);
+        Ok(Step::Done)
+    }
+
+    /// Commit point C for this recipient.
+    pub async fn record(&self, result: Attempt) {
+        let (message, recipient) = self.work.key;
+        let facts = &self.context.facts;
+        facts.record(message, recipient, result).await;
+    }
+
+    /// What the directory says about `address`.
+    pub async fn resolve(&mut self, address: &Mailbox) -> Result<Resolution, Step> {
+        let asked = self.context.directory.resolve(address);
+        let failed = |reason: String| Step::Failed(LaneKey::Directory, reason);
+        match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
+            Ok(Ok(resolution)) => {
+                self.answered.push(LaneKey::Directory);
+                Ok(resolution)
+            }
+            Ok(Err(unavailable)) => Err(failed(unavailable.reason)),
+            Err(_) => Err(failed("timeout".into())),
+        }
+    }
+
+    /// The content, from memory or from the log.
+    pub async fn body(&mut self) -> Result<Body, Step> {
+        if let Some(body) = &self.work.body {
+            return Ok(body.clone());
+        }
+        let failed = |reason: String| Step::Failed(LaneKey::Body, reason);
+        let shard = &self.context.shard;
+        let reading = shard.log().read_at(shard.id(), self.work.body_at);
+        let record = tokio::time::timeout(ANSWER_TIMEOUT, reading)
+            .await
+            .map_err(|_| failed("timeout".into()))?
+            .map_err(|error| failed(error.to_string()))?;
+        let body = Record::decode(record.payload)
+            .ok()
+            .and_then(|record| body_in(record, self.work.key.0));
+        self.answered.push(LaneKey::Body);
+        body.ok_or_else(|| failed(format!("record {} holds no content", self.work.body_at)))
+    }
+
+    /// Writes the postmaster's line about an attempt that settles nothing.
+    pub fn attempted(&self, at: &str, reply: &Reply, reason: &str, next_attempt_ms: u64) {
+        maillog::attempted(maillog::Attempted {
+            queue_id: self.work.key.0,
+            number: self.work.key.1,
+            recipient: &self.work.recipient.address,
+            tenant: &self.entry.tenant,
+            at,
+            reply,
+            reason,
+            next_attempt_ms: Some(next_attempt_ms),
+        });
+    }
+
+    /// Writes the postmaster's line about how the recipient ended.
+    pub fn settled(&self, outcome: &str, at: &str, reply: Option<&Reply>, reason: &str) {
+        maillog::settled(maillog::Settled {
+            queue_id: self.work.key.0,
+            number: self.work.key.1,
+            recipient: &self.work.recipient.address,
+            tenant: &self.entry.tenant,
+            outcome,
+            at,
+            reply,
+            reason,
+        });
+    }
+}

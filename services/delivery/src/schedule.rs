@@ -1,0 +1,79 @@
+//! When to try again and when to give up, for trouble of the world's making. Ours waits in [`crate::lanes`] and never expires.
+
+use std::time::Duration;
+
+/// The times a message is tried at.
+#[derive(Clone, Copy, Debug)]
+pub struct Schedule {
+    /// Until the second attempt; doubles from then on.
+    pub retry_first: Duration,
+    /// Between attempts at most.
+    pub retry_max: Duration,
+    /// From acceptance until a message that cannot be delivered bounces.
+    pub expiry: Duration,
+    /// The same for a message with the null reverse-path, which cannot bounce.
+    pub expiry_null: Duration,
+}
+
+impl Default for Schedule {
+    fn default() -> Schedule {
+        Schedule {
+            retry_first: Duration::from_secs(5 * 60),
+            retry_max: Duration::from_secs(4 * 3600),
+            expiry: Duration::from_secs(5 * 86400),
+            expiry_null: Duration::from_secs(2 * 86400),
+        }
+    }
+}
+
+impl Schedule {
+    /// How long to wait after attempt number `attempts + 1`; `random` adds up to an eighth, so that what failed together does
+    /// not come back together.
+    pub fn delay_ms(&self, attempts: u32, random: u64) -> u64 {
+        let first = millis(self.retry_first);
+        let doubled = first.saturating_mul(1 << attempts.min(32));
+        let delay = doubled.min(millis(self.retry_max));
+        delay + random % (delay / 8 + 1)
+    }
+
+    /// The longest delay there is; a due time further away was written by a clock that ran ahead.
+    pub fn delay_max_ms(&self) -> u64 {
+        millis(self.retry_max).saturating_mul(2)
+    }
+
+    /// Whether a message received at `received_ms` has been tried long enough, by log time. Before the log's first tick
+    /// nothing has.
+    pub fn has_expired(&self, received_ms: u64, log_time_ms: u64, null_path: bool) -> bool {
+        let expiry = if null_path {
+            self.expiry_null
+        } else {
+            self.expiry
+        };
+        log_time_ms >= received_ms.saturating_add(millis(expiry))
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Schedule;
+
+    #[test]
+    fn doubles_to_the_maximum_and_expires_by_log_time() {
+        let schedule = Schedule::default();
+        let minutes = |attempts| schedule.delay_ms(attempts, 0) / 60_000;
+        assert_eq!(
+            [0, 1, 2, 5, 6, 40].map(minutes),
+            [5, 10, 20, 160, 240, 240]
+        );
+        assert!(schedule.delay_ms(0, u64::MAX) <= 337_500);
+        let day = 86_400_000;
+        assert!(!schedule.has_expired(day, 6 * day - 1, false));
+        assert!(schedule.has_expired(day, 6 * day, false));
+        assert!(schedule.has_expired(day, 3 * day, true));
+        assert!(!schedule.has_expired(day, 0, true));
+    }
+}
