@@ -73,6 +73,15 @@ impl Cluster {
         }
     }
 
+    /// Another node's disk under the same log.
+    pub fn replica(&self) -> Cluster {
+        Cluster {
+            log: self.log.clone(),
+            disk: MemoryDisk::new(),
+            world: self.world.clone(),
+        }
+    }
+
     pub fn start(&self, faults: SimFaults, options: MboxOptions) -> Node {
         let tasks = Tasks::new();
         let log: Arc<dyn Log> = Arc::new(SimLog::open(&self.log, faults));

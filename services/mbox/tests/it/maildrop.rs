@@ -1,14 +1,18 @@
 //! OpenMaildrop, Fetch, Expunge.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use hikyaku_log::sim::SimFaults;
 use hikyaku_log::{Class, ShardId};
+use hikyaku_mbox::options::MboxOptions;
 use hikyaku_proto::v1::record::Command;
 use hikyaku_proto::v1::{
     AccountState, Expunge, ExpungeRequest, FetchReply, FetchRequest, MaildropPage, Record,
     SetAccount,
 };
+use hikyaku_shard::machine::Machine;
 use prost::Message;
 use tonic::Code;
 
@@ -171,6 +175,58 @@ async fn without_the_log_nothing_is_opened_and_nothing_is_called_gone() {
     };
     let error = node.client.clone().fetch(request).await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable);
+}
+
+/// M4: a maildrop opened anywhere after a delivery was answered has it, however slowly that replica follows the log.
+#[tokio::test(start_paused = true)]
+async fn every_replica_shows_what_any_has_answered() {
+    for seed in 0..10 {
+        let cluster = Cluster::new(seed);
+        let faults = SimFaults {
+            tail_slow: 500,
+            lateness: (Duration::from_millis(5), Duration::from_millis(60)),
+            ..SimFaults::none()
+        };
+        let writer = cluster.start(faults.clone(), MboxOptions::default());
+        let reader = cluster.replica().start(faults, MboxOptions::default());
+        let (answered, reading) = (AtomicUsize::new(0), AtomicBool::new(true));
+        let writes = join_all((0..24).map(|part| {
+            let (writer, answered, reading) = (&writer, &answered, &reading);
+            async move {
+                let mut number = part * 1_000;
+                while reading.load(Ordering::Relaxed) {
+                    writer.stored(0, "alice", number).await;
+                    number += 1;
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }));
+        let reads = async {
+            join_all((0..8).map(|part| {
+                let (reader, answered) = (&reader, &answered);
+                async move {
+                    for _ in 0..15 {
+                        let before = answered.load(Ordering::Relaxed);
+                        let seen = reader.uids(0, "alice").await.len();
+                        assert!(seen >= before, "seed {seed}: {seen} of {before}");
+                        // each at its own pace, so that some come while a barrier is under way
+                        tokio::time::sleep(Duration::from_millis(1 + 5 * part)).await;
+                    }
+                }
+            }))
+            .await;
+            reading.store(false, Ordering::Relaxed);
+        };
+        tokio::join!(writes, reads);
+        let hash = |node: &Node| {
+            let local = node.mailboxes.local(0).unwrap();
+            local.shard.read(|machine| machine.state_hash())
+        };
+        reader.uids(0, "alice").await;
+        writer.uids(0, "alice").await;
+        reader.uids(0, "alice").await;
+        assert_eq!(hash(&reader), hash(&writer), "seed {seed}");
+    }
 }
 
 /// A replica that has just started must not say "expunged" about what it has not applied yet.
