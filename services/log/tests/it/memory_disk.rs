@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use hikyaku_log::wal::disk::{Disk, DiskFile};
 
@@ -189,12 +190,13 @@ impl MemoryDisk {
     /// Waits until a sync is held up.
     pub fn wait_for_held_sync(&self) {
         let gate = self.gate.0.lock().unwrap();
-        drop(
-            self.gate
-                .1
-                .wait_while(gate, |gate| gate.waiting == 0)
-                .unwrap(),
-        );
+        let limit = Duration::from_secs(30);
+        let (_gate, outcome) = self
+            .gate
+            .1
+            .wait_timeout_while(gate, limit, |gate| gate.waiting == 0)
+            .unwrap();
+        assert!(!outcome.timed_out(), "nothing is being synced");
     }
 
     /// Takes the power away.
