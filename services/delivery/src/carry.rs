@@ -42,9 +42,7 @@ pub async fn run(context: Arc<Context>, drain: CancellationToken) {
         let start = context.shard.log().bounds(context.shard.id()).start;
         let current = match round {
             Some(round)
-                if round.ended
-                    && start < round.below
-                    && round.began.elapsed() < ROUND_INTERVAL =>
+                if round.ended && start < round.below && round.began.elapsed() < ROUND_INTERVAL =>
             {
                 continue;
             }

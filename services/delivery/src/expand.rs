@@ -181,7 +181,12 @@ async fn routed(
         Answer::Void => {
             // somebody else was first, or it would have too many recipients
             let key = job.work.key;
-            if job.context.shard.read(|machine| machine.work(key)).is_some() {
+            if job
+                .context
+                .shard
+                .read(|machine| machine.work(key))
+                .is_some()
+            {
                 return job.hold("too-many-recipients").await;
             }
         }

@@ -1,6 +1,6 @@
 //! The owners of accounts as Home or a mailbox shard last said. Bounded; a wrong entry costs one `NotOwner`.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Where an account lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +49,11 @@ impl Homes {
                     self.owners.remove(&oldest);
                 }
                 if self.order.len() > 64 + 2 * self.owners.len() {
-                    self.order
-                        .retain(|account| self.owners.contains_key(account));
+                    // accounts forgotten and learned again stand in it more than once
+                    let mut kept = BTreeSet::new();
+                    self.order.retain(|account| {
+                        self.owners.contains_key(account) && kept.insert(account.clone())
+                    });
                 }
             }
         }

@@ -375,10 +375,7 @@ mod tests {
         for n in 0..10 {
             lanes.push(dead, entry("t", n));
         }
-        let both = [
-            pop(&mut lanes, now).unwrap(),
-            pop(&mut lanes, now).unwrap(),
-        ];
+        let both = [pop(&mut lanes, now).unwrap(), pop(&mut lanes, now).unwrap()];
         // both were under way together: one failure
         for started in &both {
             lanes.ended(started);

@@ -318,7 +318,10 @@ impl Dispatcher {
     /// When to look again if nothing happens.
     fn look_at(&self) -> Instant {
         let now = Instant::now();
-        let next_due_ms = self.context.shard.read(|machine| machine.index().next_due());
+        let next_due_ms = self
+            .context
+            .shard
+            .read(|machine| machine.index().next_due());
         let due = next_due_ms.map(|due_ms| {
             now + Duration::from_millis(due_ms.saturating_sub(self.context.now_ms()))
                 .min(LOOK_INTERVAL)

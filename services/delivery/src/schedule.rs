@@ -65,10 +65,7 @@ mod tests {
     fn doubles_to_the_maximum_and_expires_by_log_time() {
         let schedule = Schedule::default();
         let minutes = |attempts| schedule.delay_ms(attempts, 0) / 60_000;
-        assert_eq!(
-            [0, 1, 2, 5, 6, 40].map(minutes),
-            [5, 10, 20, 160, 240, 240]
-        );
+        assert_eq!([0, 1, 2, 5, 6, 40].map(minutes), [5, 10, 20, 160, 240, 240]);
         assert!(schedule.delay_ms(0, u64::MAX) <= 337_500);
         let day = 86_400_000;
         assert!(!schedule.has_expired(day, 6 * day - 1, false));

@@ -424,7 +424,7 @@ fn header(accept: &Accept) -> Accept {
     let own = Bytes::copy_from_slice;
     Accept {
         message_id: own(&accept.message_id),
-        envelope: Some(accept.envelope.clone().unwrap_or_else(Envelope::default)),
+        envelope: Some(accept.envelope.clone().unwrap_or_default()),
         recipients: Vec::new(),
         body: accept.body.as_ref().map(|body| Body {
             content: None,
