@@ -19,7 +19,7 @@ use bytes::Bytes;
 use hikyaku_log::{Applied, Bounds, Position, Stamp};
 use hikyaku_mail::id::MessageId;
 use hikyaku_proto::v1::{
-    Accept, Body, Bounce, Carry, Envelope, Operate, RecipientState, Record, record::Command,
+    Accept, Body, Bounce, Carry, Operate, RecipientState, Record, record::Command,
 };
 use hikyaku_shard::machine::{Machine, Trouble};
 use prost::Message as _;
