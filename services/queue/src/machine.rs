@@ -516,7 +516,7 @@ impl Machine for QueueMachine {
     }
 
     fn keep_from(&self) -> Position {
-        if self.next < self.replay_end {
+        if !self.is_whole() {
             return self.log_start;
         }
         let waiting = self
@@ -562,6 +562,10 @@ impl Machine for QueueMachine {
 
     fn state_hash(&self) -> [u8; 32] {
         self.index.hash()
+    }
+
+    fn is_whole(&self) -> bool {
+        self.next >= self.replay_end
     }
 }
 

@@ -77,6 +77,12 @@ pub trait Machine: Send + 'static {
 
     /// A hash over the whole state: equal log prefix, equal hash, on every replica.
     fn state_hash(&self) -> [u8; 32];
+
+    /// Whether the state is that of the whole log prefix applied, so that its hash may be compared. False while a machine
+    /// whose only storage is the log replays what was there when it began.
+    fn is_whole(&self) -> bool {
+        true
+    }
 }
 
 /// Where a machine that has applied up to `applied` goes on in a log with these `bounds`.

@@ -358,7 +358,7 @@ impl<M: Machine> Shard<M> {
             self.compare(report)?;
         }
         let answer = machine.apply(stamp, decoded)?;
-        if mark {
+        if mark && machine.is_whole() {
             self.remember_mark(stamp.position, machine.state_hash());
         }
         Ok(cmd_id.map(|cmd_id| {
