@@ -6,14 +6,14 @@ use std::sync::Arc;
 use futures_util::future::BoxFuture;
 use hikyaku_directory::Directory;
 use hikyaku_directory::explain::explain;
-use hikyaku_mail::id::{MessageId, ShardId};
+use hikyaku_mail::id::ShardId;
 use hikyaku_mail::path::{ForwardPath, Mailbox};
 use hikyaku_mail::reply::Reply;
 use hikyaku_proto::v1::admin_server::Admin;
 use hikyaku_proto::v1::{
-    self, QueueListPage, QueueListRequest, QueueOperateReply, QueueOperateRequest, QueueShowReply, QueueShowRequest,
-    RouteExplainReply, RouteExplainRequest, ShardPiece, ShardRestoreReply, ShardSnapshotRequest, ShardStatus,
-    StatusReply, StatusRequest,
+    self, QueueListPage, QueueListRequest, QueueOperateReply, QueueOperateRequest, QueueShowReply,
+    QueueShowRequest, RouteExplainReply, RouteExplainRequest, ShardPiece, ShardRestoreReply,
+    ShardSnapshotRequest, ShardStatus, StatusReply, StatusRequest,
 };
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
@@ -21,21 +21,13 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::archive::{Archive, Pieces};
 use crate::queue::Queues;
 
-/// What the leader is doing about a message now, one line each.
-pub type Activity = Arc<dyn Fn(MessageId) -> Vec<String> + Send + Sync>;
-
 /// What RCPT would answer now.
 pub type Rcpt = Arc<dyn Fn(ForwardPath) -> BoxFuture<'static, Reply> + Send + Sync>;
 
-/// What is wrong on this node beside its shards, one line each.
-pub type Alarms = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
-
 /// The admin service of one node.
 pub struct AdminService {
-    /// The queue.
+    /// The queue and its leaders.
     pub queues: Queues,
-    /// Its leaders.
-    pub activity: Activity,
     /// Who users are.
     pub directory: Arc<dyn Directory>,
     /// The edge's answer.
@@ -44,8 +36,6 @@ pub struct AdminService {
     pub archive: Arc<dyn Archive>,
     /// What this node listens on, `smtp 127.0.0.1:25` and so on.
     pub listeners: Vec<String>,
-    /// What is wrong.
-    pub alarms: Alarms,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -56,28 +46,40 @@ impl Admin for AdminService {
     type QueueListStream = Answers<QueueListPage>;
     type ShardSnapshotStream = Answers<ShardPiece>;
 
-    async fn queue_list(&self, request: Request<QueueListRequest>) -> Answer<Self::QueueListStream> {
+    async fn queue_list(
+        &self,
+        request: Request<QueueListRequest>,
+    ) -> Answer<Self::QueueListStream> {
         let pages = self.queues.list(request.get_ref())?;
-        Ok(Response::new(Box::pin(tokio_stream::iter(pages.into_iter().map(Ok)))))
+        Ok(Response::new(Box::pin(tokio_stream::iter(
+            pages.into_iter().map(Ok),
+        ))))
     }
 
     async fn queue_show(&self, request: Request<QueueShowRequest>) -> Answer<QueueShowReply> {
-        let reply = match self.queues.show(&request.get_ref().message_id)? {
-            None => QueueShowReply::default(),
-            Some((id, message)) => QueueShowReply { message: Some(message), activity: (self.activity)(id) },
-        };
-        Ok(Response::new(reply))
+        self.queues
+            .show(&request.get_ref().message_id)
+            .map(Response::new)
     }
 
-    async fn queue_operate(&self, request: Request<QueueOperateRequest>) -> Answer<QueueOperateReply> {
-        self.queues.operate(request.into_inner()).await.map(Response::new)
+    async fn queue_operate(
+        &self,
+        request: Request<QueueOperateRequest>,
+    ) -> Answer<QueueOperateReply> {
+        self.queues
+            .operate(request.into_inner())
+            .await
+            .map(Response::new)
     }
 
-    async fn route_explain(&self, request: Request<RouteExplainRequest>) -> Answer<RouteExplainReply> {
+    async fn route_explain(
+        &self,
+        request: Request<RouteExplainRequest>,
+    ) -> Answer<RouteExplainReply> {
         let address = request.into_inner().address;
-        let mailbox: Mailbox = address
-            .parse()
-            .map_err(|error| Status::invalid_argument(format!("{address}: {error}; expected user@domain")))?;
+        let mailbox: Mailbox = address.parse().map_err(|error| {
+            Status::invalid_argument(format!("{address}: {error}; expected user@domain"))
+        })?;
         let steps = explain(&*self.directory, &mailbox).await;
         let reply = (self.rcpt)(ForwardPath::Path(mailbox)).await;
         Ok(Response::new(RouteExplainReply {
@@ -86,39 +88,38 @@ impl Admin for AdminService {
         }))
     }
 
-    async fn shard_snapshot(&self, request: Request<ShardSnapshotRequest>) -> Answer<Self::ShardSnapshotStream> {
+    async fn shard_snapshot(
+        &self,
+        request: Request<ShardSnapshotRequest>,
+    ) -> Answer<Self::ShardSnapshotStream> {
         let name = request.into_inner().shard;
-        let shard: ShardId = name.parse().map_err(|error| Status::invalid_argument(format!("{name}: {error}")))?;
+        let shard: ShardId = name
+            .parse()
+            .map_err(|error| Status::invalid_argument(format!("{name}: {error}")))?;
         self.archive.snapshot(shard).await.map(Response::new)
     }
 
-    async fn shard_restore(&self, request: Request<Streaming<ShardPiece>>) -> Answer<ShardRestoreReply> {
+    async fn shard_restore(
+        &self,
+        request: Request<Streaming<ShardPiece>>,
+    ) -> Answer<ShardRestoreReply> {
         let pieces: Pieces = Box::pin(request.into_inner().map(|piece| piece));
         self.archive.restore(pieces).await.map(Response::new)
     }
 
     async fn status(&self, _request: Request<StatusRequest>) -> Answer<StatusReply> {
-        let queues = self.queues.shards().map(|shard| {
-            let bounds = shard.log().bounds(shard.id());
-            ShardStatus {
-                shard: shard.id().to_string(),
-                applied: shard.applied().borrow().0,
-                log_start: bounds.start.0,
-                log_end: bounds.end.0,
-                durable: shard.applied().borrow().0,
-                pinned_bytes: shard.log().pinned(shard.id()).bytes,
-                messages: shard.read(|machine| machine.index().messages().len()) as u64,
-                trouble: shard.trouble().map(|trouble| trouble.to_string()).unwrap_or_default(),
-                state_hash: String::new(),
-            }
-        });
-        let mut shards: Vec<ShardStatus> = queues.collect();
+        let mut shards: Vec<ShardStatus> =
+            self.queues.shards().map(|shard| shard.status()).collect();
         shards.extend(self.archive.shards().await);
         Ok(Response::new(StatusReply {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             shards,
             listeners: self.listeners.clone(),
-            alarms: (self.alarms)(),
+            alarms: self
+                .queues
+                .shards()
+                .flat_map(|shard| shard.alarms())
+                .collect(),
         }))
     }
 }

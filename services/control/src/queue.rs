@@ -1,18 +1,17 @@
 //! List, show and operate over the queue shards of this node.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use hikyaku_mail::id::{MessageId, ShardId};
 use hikyaku_proto::convert::message_id;
 use hikyaku_proto::v1::operate::Order;
-use hikyaku_proto::v1::record::Command;
 use hikyaku_proto::v1::{
-    Operate, QueueListPage, QueueListRequest, QueueOperateReply, QueueOperateRequest, QueuedMessage,
+    QueueListPage, QueueListRequest, QueueOperateReply, QueueOperateRequest, QueueShowReply,
+    QueuedMessage, ShardStatus,
 };
-use hikyaku_queue::inspect::{LIST_DEFAULT, LIST_MAX, STAGES};
-use hikyaku_queue::machine::{Answer, QueueMachine};
-use hikyaku_shard::runtime::Shard;
+use hikyaku_queue::inspect::{LIST_DEFAULT, LIST_MAX, Listed, STAGES};
 use tonic::Status;
 
 /// Messages on one page.
@@ -20,25 +19,50 @@ const PAGE: usize = 200;
 /// Ids of one order at most.
 const ORDER_IDS_MAX: usize = 100_000;
 
+/// One queue shard and its leader, wherever that runs.
+pub trait LedQueue: Send + Sync + 'static {
+    /// Which shard.
+    fn id(&self) -> ShardId;
+
+    /// The messages that match, oldest first.
+    fn list(&self, request: &QueueListRequest) -> Listed;
+
+    /// One message and what is being done about it.
+    fn show(&self, id: MessageId) -> QueueShowReply;
+
+    /// Carries an order out on messages of this shard.
+    fn operate(
+        &self,
+        request: QueueOperateRequest,
+    ) -> BoxFuture<'_, Result<QueueOperateReply, Status>>;
+
+    /// How it is.
+    fn status(&self) -> ShardStatus;
+
+    /// What has not answered for long, one line each.
+    fn alarms(&self) -> Vec<String>;
+}
+
 /// The queue shards of this node.
 #[derive(Clone, Default)]
 pub struct Queues {
-    shards: BTreeMap<ShardId, Shard<QueueMachine>>,
+    shards: BTreeMap<ShardId, Arc<dyn LedQueue>>,
 }
 
 impl Queues {
     /// These shards.
-    pub fn new(shards: impl IntoIterator<Item = Shard<QueueMachine>>) -> Queues {
-        Queues { shards: shards.into_iter().map(|shard| (shard.id(), shard)).collect() }
+    pub fn new(shards: impl IntoIterator<Item = Arc<dyn LedQueue>>) -> Queues {
+        Queues {
+            shards: shards
+                .into_iter()
+                .map(|shard| (shard.id(), shard))
+                .collect(),
+        }
     }
 
     /// The shards.
-    pub fn shards(&self) -> impl Iterator<Item = &Shard<QueueMachine>> {
+    pub fn shards(&self) -> impl Iterator<Item = &Arc<dyn LedQueue>> {
         self.shards.values()
-    }
-
-    fn of(&self, id: MessageId) -> Option<&Shard<QueueMachine>> {
-        self.shards.get(&id.shard())
     }
 
     /// The pages of a list, oldest messages first, the last one with the total.
@@ -47,28 +71,46 @@ impl Queues {
     /// When the request names no stage there is.
     pub fn list(&self, request: &QueueListRequest) -> Result<Vec<QueueListPage>, Status> {
         if !request.state.is_empty() && !STAGES.contains(&request.state.as_str()) {
-            return Err(Status::invalid_argument(format!("state must be one of {}", STAGES.join(", "))));
+            return Err(Status::invalid_argument(format!(
+                "state must be one of {}",
+                STAGES.join(", ")
+            )));
         }
         let mut messages: Vec<QueuedMessage> = Vec::new();
         let mut total = 0;
         for shard in self.shards.values() {
-            let now_ms = shard.ambient().now_ms();
-            let listed = shard.read(|machine| machine.list(request, now_ms));
+            let listed = shard.list(request);
             total += listed.total;
             messages.extend(listed.messages);
         }
         messages.sort_by_key(|message| {
-            (message.envelope.as_ref().map_or(0, |envelope| envelope.received_ms), message.message_id.clone())
+            (
+                message
+                    .envelope
+                    .as_ref()
+                    .map_or(0, |envelope| envelope.received_ms),
+                message.message_id.clone(),
+            )
         });
-        let limit = if request.limit == 0 { LIST_DEFAULT } else { request.limit.min(LIST_MAX) };
+        let limit = if request.limit == 0 {
+            LIST_DEFAULT
+        } else {
+            request.limit.min(LIST_MAX)
+        };
         messages.truncate(limit as usize);
         let mut pages: Vec<QueueListPage> = Vec::new();
         while !messages.is_empty() {
             let rest = messages.split_off(messages.len().min(PAGE));
-            pages.push(QueueListPage { messages, total: None });
+            pages.push(QueueListPage {
+                messages,
+                total: None,
+            });
             messages = rest;
         }
-        pages.push(QueueListPage { messages: Vec::new(), total: Some(total) });
+        pages.push(QueueListPage {
+            messages: Vec::new(),
+            total: Some(total),
+        });
         Ok(pages)
     }
 
@@ -76,59 +118,58 @@ impl Queues {
     ///
     /// # Errors
     /// When `id` is no queue id.
-    pub fn show(&self, id: &[u8]) -> Result<Option<(MessageId, QueuedMessage)>, Status> {
+    pub fn show(&self, id: &[u8]) -> Result<QueueShowReply, Status> {
         let id = parse(id)?;
-        let shown = self.of(id).and_then(|shard| shard.read(|machine| machine.show(id)));
-        Ok(shown.map(|message| (id, message)))
+        Ok(self
+            .shards
+            .get(&id.shard())
+            .map(|shard| shard.show(id))
+            .unwrap_or_default())
     }
 
-    /// Carries an order out, message by message.
+    /// Carries an order out, shard by shard.
     ///
     /// # Errors
-    /// When the request is malformed or the log does not take the order; what was done before stays done.
+    /// When the request is malformed or a log does not take the order; what was done before stays done.
     pub async fn operate(&self, request: QueueOperateRequest) -> Result<QueueOperateReply, Status> {
-        let order = match request.order() {
-            Order::Unspecified => return Err(Status::invalid_argument("no order")),
-            order => order,
-        };
-        if request.message_ids.len() > ORDER_IDS_MAX {
-            return Err(Status::invalid_argument(format!("more than {ORDER_IDS_MAX} ids")));
+        if request.order() == Order::Unspecified {
+            return Err(Status::invalid_argument("no order"));
         }
-        let ids = if request.all { self.all() } else { request.message_ids.clone() };
+        if request.message_ids.len() > ORDER_IDS_MAX {
+            return Err(Status::invalid_argument(format!(
+                "more than {ORDER_IDS_MAX} ids"
+            )));
+        }
+        let mut parts: BTreeMap<ShardId, QueueOperateRequest> = BTreeMap::new();
+        let empty = QueueOperateRequest {
+            message_ids: Vec::new(),
+            ..request.clone()
+        };
+        if request.all {
+            parts.extend(self.shards.keys().map(|&shard| (shard, empty.clone())));
+        }
         let mut reply = QueueOperateReply::default();
-        for bytes in ids {
-            let id = parse(&bytes)?;
-            let command = Operate {
-                order: order.into(),
-                message_id: bytes.clone(),
-                recipients: Vec::new(),
-                reason: request.reason.clone(),
-                operator: request.operator.clone(),
-            };
-            let Some(shard) = self.of(id) else {
+        for bytes in request.message_ids {
+            let shard = parse(&bytes)?.shard();
+            if self.shards.contains_key(&shard) {
+                parts
+                    .entry(shard)
+                    .or_insert_with(|| empty.clone())
+                    .message_ids
+                    .push(bytes);
+            } else {
                 reply.unknown.push(bytes);
-                continue;
-            };
-            let committed = shard.propose(Command::Operate(command)).await;
-            match committed.map_err(|error| Status::unavailable(error.to_string()))?.answer {
-                Answer::Changed(_) => {
-                    tracing::info!(target: "maillog", queue_id = %id, order = order.as_str_name(), operator = request.operator, reason = request.reason, "operated");
-                    reply.changed += 1;
-                }
-                Answer::Void if shard.read(|machine| machine.show(id).is_some()) => {}
-                _ => reply.unknown.push(bytes),
             }
         }
+        for (id, part) in parts {
+            let Some(shard) = self.shards.get(&id) else {
+                continue;
+            };
+            let answered = shard.operate(part).await?;
+            reply.changed += answered.changed;
+            reply.unknown.extend(answered.unknown);
+        }
         Ok(reply)
-    }
-
-    fn all(&self) -> Vec<Bytes> {
-        let request = QueueListRequest { limit: LIST_MAX, ..QueueListRequest::default() };
-        let listed = self.shards.values().flat_map(|shard| {
-            let now_ms = shard.ambient().now_ms();
-            shard.read(|machine| machine.list(&request, now_ms)).messages
-        });
-        listed.map(|message| message.message_id).collect()
     }
 }
 

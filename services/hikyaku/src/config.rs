@@ -230,7 +230,11 @@ impl Default for Queue {
 
 impl Default for Log {
     fn default() -> Log {
-        Log { bytes_max: Bytes(8 << 30), segment_bytes: Bytes(64 << 20), cache_bytes_max: Bytes(32 << 20) }
+        Log {
+            bytes_max: Bytes(8 << 30),
+            segment_bytes: Bytes(64 << 20),
+            cache_bytes_max: Bytes(32 << 20),
+        }
     }
 }
 
@@ -277,11 +281,15 @@ enum NumberOrText {
 impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
         const ALLOWED: &str = "expected a size such as 1048576, \"64 MiB\" or \"2 GiB\"";
-        let text = match NumberOrText::deserialize(deserializer).map_err(|_| serde::de::Error::custom(ALLOWED))? {
+        let text = match NumberOrText::deserialize(deserializer)
+            .map_err(|_| serde::de::Error::custom(ALLOWED))?
+        {
             NumberOrText::Number(number) => return Ok(Bytes(number)),
             NumberOrText::Text(text) => text,
         };
-        let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+        let digits = text
+            .find(|letter: char| !letter.is_ascii_digit())
+            .unwrap_or(text.len());
         let unit = match text[digits..].trim() {
             "" | "B" => 1,
             "KiB" => 1 << 10,
@@ -290,8 +298,13 @@ impl<'de> Deserialize<'de> for Bytes {
             "TiB" => 1u64 << 40,
             _ => return Err(serde::de::Error::custom(ALLOWED)),
         };
-        let number = text[..digits].parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
-        number.map(Bytes).ok_or_else(|| serde::de::Error::custom(ALLOWED))
+        let number = text[..digits]
+            .parse::<u64>()
+            .ok()
+            .and_then(|number| number.checked_mul(unit));
+        number
+            .map(Bytes)
+            .ok_or_else(|| serde::de::Error::custom(ALLOWED))
     }
 }
 
@@ -300,7 +313,9 @@ impl<'de> Deserialize<'de> for Interval {
         const ALLOWED: &str = "expected a time such as \"30s\", \"10m\", \"4h\" or \"5d\"";
         let error = || serde::de::Error::custom(ALLOWED);
         let text = String::deserialize(deserializer).map_err(|_| error())?;
-        let digits = text.find(|letter: char| !letter.is_ascii_digit()).ok_or_else(error)?;
+        let digits = text
+            .find(|letter: char| !letter.is_ascii_digit())
+            .ok_or_else(error)?;
         let unit = match text[digits..].trim() {
             "s" => 1,
             "m" => 60,
@@ -315,7 +330,8 @@ impl<'de> Deserialize<'de> for Interval {
 
 impl<'de> Deserialize<'de> for Domain {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Domain, D::Error> {
-        let error = || serde::de::Error::custom("expected a domain name such as \"mail.example.jp\"");
+        let error =
+            || serde::de::Error::custom("expected a domain name such as \"mail.example.jp\"");
         let text = String::deserialize(deserializer).map_err(|_| error())?;
         normal_domain(&text).map(Domain).map_err(|_| error())
     }
@@ -323,7 +339,8 @@ impl<'de> Deserialize<'de> for Domain {
 
 impl<'de> Deserialize<'de> for Address {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Address, D::Error> {
-        let error = || serde::de::Error::custom("expected an address such as \"postmaster@example.jp\"");
+        let error =
+            || serde::de::Error::custom("expected an address such as \"postmaster@example.jp\"");
         let text = String::deserialize(deserializer).map_err(|_| error())?;
         text.parse().map(Address).map_err(|_| error())
     }
@@ -355,8 +372,13 @@ impl Config {
     /// # Errors
     /// Everything that is wrong with it.
     pub fn load(file: &Path) -> Result<Config, Vec<Problem>> {
-        let text = std::fs::read_to_string(file)
-            .map_err(|error| vec![Problem { file: file.to_owned(), line: 0, what: error.to_string() }])?;
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            vec![Problem {
+                file: file.to_owned(),
+                line: 0,
+                what: error.to_string(),
+            }]
+        })?;
         let mut config = Config::parse(file, &text)?;
         config.make_absolute(file.parent().unwrap_or(Path::new(".")));
         Ok(config)
@@ -364,7 +386,11 @@ impl Config {
 
     fn parse(file: &Path, text: &str) -> Result<Config, Vec<Problem>> {
         let line_of = |offset: usize| text[..offset.min(text.len())].matches('\n').count() + 1;
-        let problem = |line, what| Problem { file: file.to_owned(), line, what };
+        let problem = |line, what| Problem {
+            file: file.to_owned(),
+            line,
+            what,
+        };
         let config: Config = toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(0, |span| line_of(span.start));
             let key = key_on_line(text, line);
@@ -385,31 +411,53 @@ impl Config {
     fn contradictions(&self) -> Vec<(usize, String)> {
         let mut wrong = Vec::new();
         if self.mbox.is_empty() {
-            wrong.push((0, "mbox: at least one [mbox.NAME] with shards = [0, ...] is needed".into()));
+            wrong.push((
+                0,
+                "mbox: at least one [mbox.NAME] with shards = [0, ...] is needed".into(),
+            ));
         }
         let mut owners: BTreeMap<u16, &str> = BTreeMap::new();
         for (name, mbox) in &self.mbox {
             let offset = mbox.shards.span().start;
             if mbox.shards.get_ref().is_empty() {
-                wrong.push((offset, format!("mbox.{name}.shards: at least one shard number is needed")));
+                wrong.push((
+                    offset,
+                    format!("mbox.{name}.shards: at least one shard number is needed"),
+                ));
             }
             for &shard in mbox.shards.get_ref() {
                 if shard >= 1 << 14 {
                     wrong.push((offset, format!("mbox.{name}.shards: {shard} is over 16383")));
                 } else if let Some(other) = owners.insert(shard, name) {
-                    wrong.push((offset, format!("mbox.{name}.shards: shard {shard} belongs to mbox.{other} already")));
+                    wrong.push((
+                        offset,
+                        format!(
+                            "mbox.{name}.shards: shard {shard} belongs to mbox.{other} already"
+                        ),
+                    ));
                 }
             }
         }
         if self.tls.is_none() && !self.pop3.listen_tls.get_ref().is_empty() {
             let offset = self.pop3.listen_tls.span().start;
-            wrong.push((offset, "pop3.listen_tls: needs [tls] with certificate and key".into()));
+            wrong.push((
+                offset,
+                "pop3.listen_tls: needs [tls] with certificate and key".into(),
+            ));
         }
         if self.directory.recipient_delimiter.chars().count() > 1 {
-            wrong.push((0, "directory.recipient_delimiter: expected one character, or none".into()));
+            wrong.push((
+                0,
+                "directory.recipient_delimiter: expected one character, or none".into(),
+            ));
         }
         let mut seen = BTreeSet::new();
-        let listeners = self.smtp.listen.iter().chain(&self.pop3.listen).chain(self.pop3.listen_tls.get_ref());
+        let listeners = self
+            .smtp
+            .listen
+            .iter()
+            .chain(&self.pop3.listen)
+            .chain(self.pop3.listen_tls.get_ref());
         for listener in listeners.filter(|listener| listener.port() != 0) {
             if !seen.insert(listener) {
                 wrong.push((0, format!("listen: {listener} is used twice")));
@@ -421,22 +469,59 @@ impl Config {
 
     fn limits_too_low(&self) -> impl Iterator<Item = String> {
         let floor = |key: &str, value: u64, least: u64| {
-            (value < least).then(|| format!("{key}: {value} is too small, at least {least} is needed"))
+            (value < least)
+                .then(|| format!("{key}: {value} is too small, at least {least} is needed"))
         };
         [
-            floor("smtp.message_bytes_max", self.smtp.message_bytes_max.0, 64 << 10),
+            floor(
+                "smtp.message_bytes_max",
+                self.smtp.message_bytes_max.0,
+                64 << 10,
+            ),
             // RFC 5321 section 4.5.3.1.8
-            floor("smtp.recipients_max", u64::from(self.smtp.recipients_max), 100),
-            floor("smtp.connections_max", u64::from(self.smtp.connections_max), 1),
-            floor("smtp.connections_per_source_max", u64::from(self.smtp.connections_per_source_max), 1),
-            floor("smtp.memory_bytes_max", self.smtp.memory_bytes_max.0, 1 << 20),
-            floor("pop3.connections_max", u64::from(self.pop3.connections_max), 1),
-            floor("pop3.connections_per_source_max", u64::from(self.pop3.connections_per_source_max), 1),
+            floor(
+                "smtp.recipients_max",
+                u64::from(self.smtp.recipients_max),
+                100,
+            ),
+            floor(
+                "smtp.connections_max",
+                u64::from(self.smtp.connections_max),
+                1,
+            ),
+            floor(
+                "smtp.connections_per_source_max",
+                u64::from(self.smtp.connections_per_source_max),
+                1,
+            ),
+            floor(
+                "smtp.memory_bytes_max",
+                self.smtp.memory_bytes_max.0,
+                1 << 20,
+            ),
+            floor(
+                "pop3.connections_max",
+                u64::from(self.pop3.connections_max),
+                1,
+            ),
+            floor(
+                "pop3.connections_per_source_max",
+                u64::from(self.pop3.connections_per_source_max),
+                1,
+            ),
             floor("queue.messages_max", self.queue.messages_max, 1),
             floor("queue.bytes_max", self.queue.bytes_max.0, 1 << 20),
             floor("log.segment_bytes", self.log.segment_bytes.0, 1 << 20),
-            floor("log.bytes_max", self.log.bytes_max.0, self.log.segment_bytes.0.saturating_mul(4)),
-            floor("store.memtable_bytes_max", self.store.memtable_bytes_max.0, 1 << 20),
+            floor(
+                "log.bytes_max",
+                self.log.bytes_max.0,
+                self.log.segment_bytes.0.saturating_mul(4),
+            ),
+            floor(
+                "store.memtable_bytes_max",
+                self.store.memtable_bytes_max.0,
+                1 << 20,
+            ),
         ]
         .into_iter()
         .flatten()
@@ -455,7 +540,12 @@ impl Config {
 
 /// `key: ` when line `line` of `text` sets one.
 fn key_on_line(text: &str, line: usize) -> String {
-    let Some(line) = line.checked_sub(1).and_then(|index| text.lines().nth(index)) else { return String::new() };
+    let Some(line) = line
+        .checked_sub(1)
+        .and_then(|index| text.lines().nth(index))
+    else {
+        return String::new();
+    };
     match line.split_once('=') {
         Some((key, _)) if !key.trim_start().starts_with('#') => format!("{}: ", key.trim()),
         _ => String::new(),
@@ -472,7 +562,11 @@ mod tests {
 
     fn problems(text: &str) -> String {
         let problems = Config::parse(Path::new("x.toml"), text).unwrap_err();
-        problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        problems
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     #[test]
@@ -490,12 +584,25 @@ mod tests {
 
     #[test]
     fn the_reference_mentions_every_key_with_prose() {
-        let debug = format!("{:?}", Config::parse(Path::new("reference"), REFERENCE).unwrap());
-        let keys = debug.split([' ', '{', '(']).filter_map(|word| word.strip_suffix(':'));
-        for key in keys.filter(|key| !["mbox1", "mbox2", "span", "value", "text", "at", "0"].contains(key)) {
+        let debug = format!(
+            "{:?}",
+            Config::parse(Path::new("reference"), REFERENCE).unwrap()
+        );
+        let keys = debug
+            .split([' ', '{', '('])
+            .filter_map(|word| word.strip_suffix(':'));
+        for key in
+            keys.filter(|key| !["mbox1", "mbox2", "span", "value", "text", "at", "0"].contains(key))
+        {
             let key = key.trim_matches('"');
-            let set = REFERENCE.lines().any(|line| line.split(['=', ']', '.']).any(|part| part.trim_matches(['[', ' ']) == key));
-            assert!(set || key.is_empty() || key.starts_with("mbox"), "{key} is not in docs/hikyaku.toml");
+            let set = REFERENCE.lines().any(|line| {
+                line.split(['=', ']', '.'])
+                    .any(|part| part.trim_matches(['[', ' ']) == key)
+            });
+            assert!(
+                set || key.is_empty() || key.starts_with("mbox"),
+                "{key} is not in docs/hikyaku.toml"
+            );
         }
     }
 
@@ -503,18 +610,37 @@ mod tests {
     fn mistakes_are_named_with_line_key_and_what_is_allowed() {
         assert!(Config::parse(Path::new("x.toml"), LEAST).is_ok());
         let unknown = problems(&format!("{LEAST}[smtp]\nlisten_on = []\n"));
-        assert!(unknown.starts_with("x.toml:4: listen_on: unknown field `listen_on`, expected one of `listen`"), "{unknown}");
+        assert!(
+            unknown.starts_with(
+                "x.toml:4: listen_on: unknown field `listen_on`, expected one of `listen`"
+            ),
+            "{unknown}"
+        );
         let size = problems(&format!("{LEAST}[smtp]\nmessage_bytes_max = \"ten\"\n"));
-        assert!(size.starts_with("x.toml:4: message_bytes_max: expected a size such as"), "{size}");
+        assert!(
+            size.starts_with("x.toml:4: message_bytes_max: expected a size such as"),
+            "{size}"
+        );
         let address = problems(&format!("{LEAST}[smtp]\nlisten = [\"localhost\"]\n"));
         assert!(address.starts_with("x.toml:4: listen: "), "{address}");
         let shard = problems("[mbox.a]\nshards = [0, 1]\n[mbox.b]\nshards = [1]\n");
-        assert_eq!(shard, "x.toml:4: mbox.b.shards: shard 1 belongs to mbox.a already");
-        let tls = problems(&format!("{LEAST}[pop3]\nlisten_tls = [\"127.0.0.1:995\"]\n"));
-        assert_eq!(tls, "x.toml:4: pop3.listen_tls: needs [tls] with certificate and key");
+        assert_eq!(
+            shard,
+            "x.toml:4: mbox.b.shards: shard 1 belongs to mbox.a already"
+        );
+        let tls = problems(&format!(
+            "{LEAST}[pop3]\nlisten_tls = [\"127.0.0.1:995\"]\n"
+        ));
+        assert_eq!(
+            tls,
+            "x.toml:4: pop3.listen_tls: needs [tls] with certificate and key"
+        );
         assert!(problems("").contains("[mbox.NAME]"));
         assert!(problems(&format!("{LEAST}[smtp]\nrecipients_max = 5\n")).contains("at least 100"));
         assert!(problems("[mbox").starts_with("x.toml:1: "));
-        assert!(problems(&format!("{LEAST}[queue]\nexpire_after = 5\n")).contains("expected a time such as"));
+        assert!(
+            problems(&format!("{LEAST}[queue]\nexpire_after = 5\n"))
+                .contains("expected a time such as")
+        );
     }
 }

@@ -28,8 +28,9 @@ pub fn prepare(directory: &Path, port_base: u16) -> Result<PathBuf> {
     write_new(&directory.join("directory.ldif"), 0o640, ldif_text)?;
     let (certificate, key) = (directory.join("certificate.pem"), directory.join("key.pem"));
     if !certificate.exists() || !key.exists() {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()])
-            .context("making a self-signed certificate")?;
+        let made =
+            rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()])
+                .context("making a self-signed certificate")?;
         write_over(&key, 0o600, &made.signing_key.serialize_pem())?;
         write_over(&certificate, 0o644, &made.cert.pem())?;
     }
@@ -37,7 +38,11 @@ pub fn prepare(directory: &Path, port_base: u16) -> Result<PathBuf> {
 }
 
 fn write_new(path: &Path, mode: u32, text: impl FnOnce() -> Result<String>) -> Result<()> {
-    if path.exists() { Ok(()) } else { write_over(path, mode, &text()?) }
+    if path.exists() {
+        Ok(())
+    } else {
+        write_over(path, mode, &text()?)
+    }
 }
 
 /// Writes beside and renames, so that an interrupted first start leaves no half file.
@@ -45,7 +50,11 @@ fn write_over(path: &Path, mode: u32, text: &str) -> Result<()> {
     let beside = path.with_extension("new");
     let write = || -> std::io::Result<()> {
         let _ = fs::remove_file(&beside);
-        let mut file = File::options().write(true).create_new(true).mode(mode).open(&beside)?;
+        let mut file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(&beside)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&beside, path)
@@ -54,7 +63,11 @@ fn write_over(path: &Path, mode: u32, text: &str) -> Result<()> {
 }
 
 fn configuration_text(port_base: u16) -> Result<String> {
-    let port = |offset: u16| port_base.checked_add(offset).context("--port-base is over 64540");
+    let port = |offset: u16| {
+        port_base
+            .checked_add(offset)
+            .context("--port-base is over 64540")
+    };
     Ok(format!(
         r#"# Hikyaku's demo: everything in this directory, listening on this machine only.
 # docs/hikyaku.toml in the source explains every key and has its default.

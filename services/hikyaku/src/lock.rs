@@ -34,7 +34,10 @@ impl DirectoryLock {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(DirectoryLock { _file: file }),
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                bail!("{}: another hikyaku process uses this directory", directory.display())
+                bail!(
+                    "{}: another hikyaku process uses this directory",
+                    directory.display()
+                )
             }
             Err(error) => Err(error).with_context(|| format!("locking {}", path.display())),
         }

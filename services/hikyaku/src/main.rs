@@ -54,7 +54,10 @@ fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("starting the runtime")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
     match command {
         Command::All { config } => runtime.block_on(serve(load(&config)?, |_| {})),
         Command::Demo { dir, port_base } => {
@@ -76,7 +79,11 @@ fn load(file: &Path) -> Result<Config> {
 /// Runs a node until it is told to stop or its log fails.
 async fn serve(config: Config, started: impl FnOnce(&Node)) -> Result<()> {
     let filter = EnvFilter::try_from_env("HIKYAKU_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let node = Node::start(config).await?;
@@ -104,7 +111,10 @@ async fn serve(config: Config, started: impl FnOnce(&Node)) -> Result<()> {
 
 fn print_demo(node: &Node, file: &Path) {
     let port = |name: &str| {
-        let found = node.listeners().iter().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let found = node
+            .listeners()
+            .iter()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         found.unwrap_or("-").to_owned()
     };
     let (smtp, pop3, pop3s) = (port("smtp"), port("pop3"), port("pop3s"));
@@ -132,9 +142,15 @@ fn check(file: &Path) -> Result<()> {
     for line in users::located(ldif, table.findings()) {
         println!("{line}");
     }
-    let errors = table.findings().iter().filter(|finding| finding.severity == Severity::Error).count();
+    let errors = table
+        .findings()
+        .iter()
+        .filter(|finding| finding.severity == Severity::Error)
+        .count();
     if errors > 0 {
-        bail!("{errors} broken directory entries; at run time mail for each of them alone is answered 451");
+        bail!(
+            "{errors} broken directory entries; at run time mail for each of them alone is answered 451"
+        );
     }
     println!("{}: ok", file.display());
     Ok(())

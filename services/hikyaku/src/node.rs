@@ -13,7 +13,11 @@ use hikyaku_access::pop3::server::{Pop3Deps, serve_pop3};
 use hikyaku_blob::Blobs;
 use hikyaku_blob::files::FileBlobs;
 use hikyaku_control::admin::AdminService;
-use hikyaku_control::queue::Queues;
+use hikyaku_control::queue::{LedQueue, Queues};
+use hikyaku_delivery::control::QueueControl;
+use hikyaku_delivery::leader::{DeliveryOptions, Deps, Leader};
+use hikyaku_delivery::placement::Placement;
+use hikyaku_delivery::schedule::Schedule;
 use hikyaku_directory::Directory;
 use hikyaku_directory::ldif_directory::LdifDirectory;
 use hikyaku_edge::backend::{Edge, EdgeBackend};
@@ -34,6 +38,7 @@ use hikyaku_serve::listen::{ListenLimits, accept_loop};
 use hikyaku_serve::tasks::Tasks;
 use hikyaku_serve::tls;
 use hikyaku_shard::ambient::SharedAmbient;
+use hikyaku_shard::lead;
 use hikyaku_smtp::backend::Peer;
 use hikyaku_smtp::options::Options as SmtpOptions;
 use hikyaku_smtp::server::{Tls as SmtpTls, serve_connection};
@@ -42,7 +47,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::ambient::System;
-use crate::archive::LocalArchive;
+use crate::archive::{LocalArchive, LocalQueue};
 use crate::config::Config;
 use crate::lock::DirectoryLock;
 use crate::operator::SOCKET;
@@ -70,9 +75,22 @@ impl Node {
     pub async fn start(config: Config) -> Result<Node> {
         let lock = DirectoryLock::take(&config.node.data_dir)?;
         let tasks = Tasks::new();
-        let started = Starting { config: &config, tasks: &tasks, ambient: Arc::new(System) }.run().await;
+        let started = Starting {
+            config: &config,
+            tasks: &tasks,
+            ambient: Arc::new(System),
+        }
+        .run()
+        .await;
         match started {
-            Ok((shards, listeners, socket)) => Ok(Node { tasks, shards, listeners, socket, config, _lock: lock }),
+            Ok((shards, listeners, socket)) => Ok(Node {
+                tasks,
+                shards,
+                listeners,
+                socket,
+                config,
+                _lock: lock,
+            }),
             Err(error) => {
                 tasks.kill().await;
                 Err(error)
@@ -94,7 +112,9 @@ impl Node {
     pub async fn stop(self) {
         let _ = std::fs::remove_file(&self.socket);
         if !self.tasks.drain(self.config.node.drain_timeout.0).await {
-            tracing::warn!("some connections or deliveries did not finish in time and were cut off; nothing accepted is lost");
+            tracing::warn!(
+                "some connections or deliveries did not finish in time and were cut off; nothing accepted is lost"
+            );
         }
         let shards = self.shards;
         let flushed = tokio::task::spawn_blocking(move || {
@@ -141,22 +161,38 @@ impl Services {
 
 impl Starting<'_> {
     async fn run(self) -> Result<(Shards, Vec<String>, PathBuf)> {
-        let Starting { config, tasks, ambient } = &self;
+        let Starting {
+            config,
+            tasks,
+            ambient,
+        } = &self;
+        let tasks: &Tasks = tasks;
         let (directory, read) = users::load(config).context("reading the directory")?;
         let directory = Arc::new(directory);
-        for line in users::located(config.directory.ldif.get_ref(), directory.table().findings()) {
+        for line in users::located(
+            config.directory.ldif.get_ref(),
+            directory.table().findings(),
+        ) {
             tracing::warn!(line, "directory entry");
         }
         let tls = self.tls()?;
-        let blobs: Arc<dyn Blobs> =
-            Arc::new(FileBlobs::open(&config.node.data_dir.join("blobs")).context("opening the blob store")?);
+        let blobs: Arc<dyn Blobs> = Arc::new(
+            FileBlobs::open(&config.node.data_dir.join("blobs"))
+                .context("opening the blob store")?,
+        );
         let shards = Shards::open(config, tasks, ambient)?;
         let home = HomeService::new(tasks, shards.home.clone(), MboxOptions::default());
         let home_transport = in_process(HomeServer::new(home.clone()));
-        let mailboxes =
-            MailboxService::new(tasks, shards.mailboxes.iter().cloned(), home_transport, MboxOptions::default());
+        let mailboxes = MailboxService::new(
+            tasks,
+            shards.mailboxes.iter().cloned(),
+            home_transport,
+            MboxOptions::default(),
+        );
         let services = Services { home, mailboxes };
-        let activity = self.lead(&shards, &services, directory.clone(), blobs.clone()).await;
+        let queue = self
+            .lead(&shards, &services, directory.clone(), blobs.clone())
+            .await;
         let edge = Arc::new(Edge {
             host_name: config.node.hostname.0.clone(),
             directory: directory.clone(),
@@ -178,14 +214,70 @@ impl Starting<'_> {
         });
         let mut listeners = self.listen_smtp(edge, tls.as_ref()).await?;
         listeners.extend(self.listen_pop3(deps, tls).await?);
-        let socket = self.listen_admin(&shards, &services, directory.clone(), activity, listeners.clone())?;
-        users::watch(tasks, ambient.clone(), config.directory.ldif.get_ref().clone(), read, directory);
+        let socket = self.listen_admin(
+            &shards,
+            &services,
+            directory.clone(),
+            queue,
+            listeners.clone(),
+        )?;
+        users::watch(
+            tasks,
+            ambient.clone(),
+            config.directory.ldif.get_ref().clone(),
+            read,
+            directory,
+        );
         Ok((shards, listeners, socket))
     }
 
+    /// Leads every shard of this machine: there is nobody else.
+    async fn lead(
+        &self,
+        shards: &Shards,
+        services: &Services,
+        directory: Arc<LdifDirectory>,
+        blobs: Arc<dyn Blobs>,
+    ) -> QueueControl {
+        lead::begin(self.tasks, &shards.home.shard).await;
+        for mailbox in &shards.mailboxes {
+            lead::begin(self.tasks, &mailbox.shard).await;
+        }
+        let mut placement = Placement::new();
+        for (name, mbox) in &self.config.mbox {
+            placement = placement.with_mbox(
+                name,
+                mbox.shards.get_ref().iter().map(|&shard| u32::from(shard)),
+            );
+        }
+        let mailboxes = services.mailbox_client();
+        let deps = Deps {
+            directory,
+            blobs,
+            home: services.home_client(),
+            // one machine serves them all
+            mailboxes: Arc::new(move |_shard| mailboxes.clone()),
+            placement,
+        };
+        let queue = &self.config.queue;
+        let options = DeliveryOptions {
+            schedule: Schedule {
+                expiry: queue.expire_after.0,
+                expiry_null: queue.expire_bounces_after.0,
+                ..Schedule::default()
+            },
+            host_name: self.config.node.hostname.0.clone(),
+            ..DeliveryOptions::default()
+        };
+        Leader::start(self.tasks, shards.incoming.clone(), deps, options)
+    }
+
     fn tls(&self) -> Result<Option<TlsAcceptor>> {
-        let Some(files) = &self.config.tls else { return Ok(None) };
-        let acceptor = tls::acceptor(files.certificate.get_ref(), files.key.get_ref()).context("tls")?;
+        let Some(files) = &self.config.tls else {
+            return Ok(None);
+        };
+        let acceptor =
+            tls::acceptor(files.certificate.get_ref(), files.key.get_ref()).context("tls")?;
         Ok(Some(acceptor))
     }
 
@@ -205,33 +297,74 @@ impl Starting<'_> {
             let (listener, line) = bind("smtp", address).await?;
             opened.push(line);
             let tls = tls.map_or(SmtpTls::Off, |acceptor| SmtpTls::StartTls(acceptor.clone()));
-            let (backend, options, sessions, name) = (backend.clone(), options.clone(), sessions.clone(), name.clone());
+            let (backend, options, sessions, name) = (
+                backend.clone(),
+                options.clone(),
+                sessions.clone(),
+                name.clone(),
+            );
             let drain = self.tasks.draining();
-            accept_loop(self.tasks, "smtp", listener, limits, move |stream, address| {
-                let peer = Peer::new(sessions.fetch_add(1, Ordering::Relaxed), address, name.clone());
-                let (backend, options, tls, drain) = (backend.clone(), options.clone(), tls.clone(), drain.clone());
-                async move { serve_connection(stream, peer, &*backend, &options, tls, &drain).await }
-            });
+            accept_loop(
+                self.tasks,
+                "smtp",
+                listener,
+                limits,
+                move |stream, address| {
+                    let peer = Peer::new(
+                        sessions.fetch_add(1, Ordering::Relaxed),
+                        address,
+                        name.clone(),
+                    );
+                    let (backend, options, tls, drain) =
+                        (backend.clone(), options.clone(), tls.clone(), drain.clone());
+                    async move { serve_connection(stream, peer, &*backend, &options, tls, &drain).await }
+                },
+            );
         }
         Ok(opened)
     }
 
-    async fn listen_pop3(&self, deps: Arc<Pop3Deps>, tls: Option<TlsAcceptor>) -> Result<Vec<String>> {
+    async fn listen_pop3(
+        &self,
+        deps: Arc<Pop3Deps>,
+        tls: Option<TlsAcceptor>,
+    ) -> Result<Vec<String>> {
         let pop3 = &self.config.pop3;
-        let login = if pop3.cleartext_login { Login::Cleartext } else { Login::TlsOnly };
-        let options = Arc::new(Pop3Options { login, ..Pop3Options::default() });
+        let login = if pop3.cleartext_login {
+            Login::Cleartext
+        } else {
+            Login::TlsOnly
+        };
+        let options = Arc::new(Pop3Options {
+            login,
+            ..Pop3Options::default()
+        });
         let limits = limits(pop3.connections_max, pop3.connections_per_source_max);
         let start_tls = tls.clone().map_or(Pop3Tls::Off, Pop3Tls::StartTls);
         let implicit = tls.map_or(Pop3Tls::Off, Pop3Tls::Implicit);
-        let clear = pop3.listen.iter().map(|&address| ("pop3", address, start_tls.clone()));
-        let covered = pop3.listen_tls.get_ref().iter().map(|&address| ("pop3s", address, implicit.clone()));
+        let clear = pop3
+            .listen
+            .iter()
+            .map(|&address| ("pop3", address, start_tls.clone()));
+        let covered = pop3
+            .listen_tls
+            .get_ref()
+            .iter()
+            .map(|&address| ("pop3s", address, implicit.clone()));
         let mut opened = Vec::new();
         for (name, address, tls) in clear.chain(covered) {
             let (listener, line) = bind(name, address).await?;
             opened.push(line);
             let (deps, options, drain) = (deps.clone(), options.clone(), self.tasks.draining());
             accept_loop(self.tasks, name, listener, limits, move |stream, peer| {
-                serve_pop3(stream, peer, deps.clone(), options.clone(), tls.clone(), drain.clone())
+                serve_pop3(
+                    stream,
+                    peer,
+                    deps.clone(),
+                    options.clone(),
+                    tls.clone(),
+                    drain.clone(),
+                )
             });
         }
         Ok(opened)
@@ -242,7 +375,7 @@ impl Starting<'_> {
         shards: &Shards,
         services: &Services,
         directory: Arc<LdifDirectory>,
-        activity: hikyaku_control::admin::Activity,
+        queue: QueueControl,
         listeners: Vec<String>,
     ) -> Result<PathBuf> {
         let path = self.config.node.data_dir.join(SOCKET);
@@ -250,11 +383,11 @@ impl Starting<'_> {
         let _ = std::fs::remove_file(&path);
         let failed = || format!("opening the admin socket {}", path.display());
         let listener = UnixListener::bind(&path).with_context(failed)?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).with_context(failed)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+            .with_context(failed)?;
         let asked = directory.clone();
         let service = AdminService {
-            queues: Queues::new([shards.incoming.clone()]),
-            activity,
+            queues: Queues::new([Arc::new(LocalQueue(queue)) as Arc<dyn LedQueue>]),
             rcpt: Arc::new(move |path: ForwardPath| {
                 let directory = asked.clone();
                 Box::pin(async move { rcpt_reply(&*directory, &path).await })
@@ -266,14 +399,16 @@ impl Starting<'_> {
                 mailboxes: services.mailboxes.clone(),
             }),
             listeners,
-            alarms: Arc::new(Vec::new),
         };
         let service = AdminServer::new(service).max_decoding_message_size(GRPC_BYTES_MAX);
         let draining = self.tasks.draining();
         self.tasks.spawn("admin", async move {
             let served = tonic::transport::Server::builder()
                 .add_service(service)
-                .serve_with_incoming_shutdown(UnixListenerStream::new(listener), draining.cancelled())
+                .serve_with_incoming_shutdown(
+                    UnixListenerStream::new(listener),
+                    draining.cancelled(),
+                )
                 .await;
             if let Err(error) = served {
                 tracing::error!(%error, "the admin socket failed");
@@ -291,7 +426,9 @@ async fn rcpt_reply(directory: &dyn Directory, path: &ForwardPath) -> Reply {
 }
 
 async fn bind(name: &str, address: SocketAddr) -> Result<(TcpListener, String)> {
-    let listener = TcpListener::bind(address).await.with_context(|| format!("listening for {name} on {address}"))?;
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("listening for {name} on {address}"))?;
     let bound = listener.local_addr()?;
     Ok((listener, format!("{name} {bound}")))
 }

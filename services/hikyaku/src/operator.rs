@@ -13,8 +13,8 @@ use hikyaku_proto::v1::recipient_state::State;
 use hikyaku_proto::v1::shard_piece::Piece;
 use hikyaku_proto::v1::terminal::How;
 use hikyaku_proto::v1::{
-    QueueListRequest, QueueOperateRequest, QueueShowRequest, QueuedMessage, RecipientState, RouteExplainRequest,
-    ShardPiece, ShardSnapshotRequest, StatusRequest,
+    QueueListRequest, QueueOperateRequest, QueueShowRequest, QueuedMessage, RecipientState,
+    RouteExplainRequest, ShardPiece, ShardSnapshotRequest, StatusRequest,
 };
 use hyper_util::rt::TokioIo;
 use prost::Message;
@@ -54,9 +54,17 @@ fn socket_of(target: &Target) -> Result<PathBuf> {
         return Ok(socket.clone());
     }
     let candidates = ["hikyaku.toml", "hikyaku-demo/hikyaku.toml"];
-    let found = || candidates.iter().map(PathBuf::from).find(|path| path.exists());
+    let found = || {
+        candidates
+            .iter()
+            .map(PathBuf::from)
+            .find(|path| path.exists())
+    };
     let file = target.config.clone().or_else(found).with_context(|| {
-        format!("say which process is meant: --config FILE or --socket PATH (neither {} exists here)", candidates.join(" nor "))
+        format!(
+            "say which process is meant: --config FILE or --socket PATH (neither {} exists here)",
+            candidates.join(" nor ")
+        )
     })?;
     let config = Config::load(&file).map_err(|problems| anyhow!("{}", join(&problems)))?;
     Ok(config.node.data_dir.join(SOCKET))
@@ -64,7 +72,11 @@ fn socket_of(target: &Target) -> Result<PathBuf> {
 
 /// One problem a line.
 pub fn join<T: ToString>(problems: &[T]) -> String {
-    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    problems
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn refused(status: tonic::Status) -> anyhow::Error {
@@ -78,7 +90,12 @@ fn refused(status: tonic::Status) -> anyhow::Error {
 pub async fn route(question: Route) -> Result<()> {
     let Route::Explain { address, target } = question;
     let request = RouteExplainRequest { address };
-    let reply = connect(&target).await?.route_explain(request).await.map_err(refused)?.into_inner();
+    let reply = connect(&target)
+        .await?
+        .route_explain(request)
+        .await
+        .map_err(refused)?
+        .into_inner();
     for step in reply.steps {
         println!("{step}");
     }
@@ -93,17 +110,35 @@ pub async fn route(question: Route) -> Result<()> {
 /// # Errors
 /// When nobody answers.
 pub async fn status(target: &Target) -> Result<()> {
-    let reply = connect(target).await?.status(StatusRequest {}).await.map_err(refused)?.into_inner();
+    let reply = connect(target)
+        .await?
+        .status(StatusRequest {})
+        .await
+        .map_err(refused)?
+        .into_inner();
     println!("hikyaku {}", reply.version);
     for listener in reply.listeners {
         println!("listener {listener}");
     }
-    println!("{:<12} {:>9} {:>10} {:>10} {:>10} {:>10} {:>12}  trouble", "shard", "messages", "applied", "durable", "log start", "log end", "log bytes");
+    println!(
+        "{:<12} {:>9} {:>10} {:>10} {:>10} {:>10} {:>12}  trouble",
+        "shard", "messages", "applied", "durable", "log start", "log end", "log bytes"
+    );
     for shard in reply.shards {
-        let trouble = if shard.trouble.is_empty() { "-" } else { &shard.trouble };
+        let trouble = if shard.trouble.is_empty() {
+            "-"
+        } else {
+            &shard.trouble
+        };
         println!(
             "{:<12} {:>9} {:>10} {:>10} {:>10} {:>10} {:>12}  {trouble}",
-            shard.shard, shard.messages, shard.applied, shard.durable, shard.log_start, shard.log_end, shard.pinned_bytes
+            shard.shard,
+            shard.messages,
+            shard.applied,
+            shard.durable,
+            shard.log_start,
+            shard.log_end,
+            shard.pinned_bytes
         );
     }
     for alarm in reply.alarms {
@@ -118,9 +153,17 @@ pub async fn status(target: &Target) -> Result<()> {
 /// When nobody answers or the answer is no.
 pub async fn queue(order: Queue) -> Result<()> {
     match order {
-        Queue::List { state, tenant, address, limit, target } => {
+        Queue::List {
+            state,
+            tenant,
+            address,
+            limit,
+            target,
+        } => {
             let request = QueueListRequest {
-                state: state.map(|state| state.word().to_owned()).unwrap_or_default(),
+                state: state
+                    .map(|state| state.word().to_owned())
+                    .unwrap_or_default(),
                 tenant: tenant.unwrap_or_default(),
                 address: address.unwrap_or_default(),
                 limit,
@@ -136,7 +179,12 @@ pub async fn queue(order: Queue) -> Result<()> {
 }
 
 async fn list(target: &Target, request: QueueListRequest) -> Result<()> {
-    let mut pages = connect(target).await?.queue_list(request).await.map_err(refused)?.into_inner();
+    let mut pages = connect(target)
+        .await?
+        .queue_list(request)
+        .await
+        .map_err(refused)?
+        .into_inner();
     let mut shown = 0u64;
     while let Some(page) = pages.next().await {
         let page = page.map_err(refused)?;
@@ -152,22 +200,39 @@ async fn list(target: &Target, request: QueueListRequest) -> Result<()> {
 }
 
 fn print_message(message: &QueuedMessage) {
-    let id = MessageId::from_bytes(&message.message_id).map(|id| id.to_string()).unwrap_or_default();
+    let id = MessageId::from_bytes(&message.message_id)
+        .map(|id| id.to_string())
+        .unwrap_or_default();
     let envelope = message.envelope.clone().unwrap_or_default();
-    let held = if message.held.is_empty() { String::new() } else { format!(" held: {}", message.held) };
-    println!("{id} {:>9} {} <{}>{held}", message.size, date::rfc5322(envelope.received_ms), envelope.reverse_path);
+    let held = if message.held.is_empty() {
+        String::new()
+    } else {
+        format!(" held: {}", message.held)
+    };
+    println!(
+        "{id} {:>9} {} <{}>{held}",
+        message.size,
+        date::rfc5322(envelope.received_ms),
+        envelope.reverse_path
+    );
     for (number, recipient) in message.recipients.iter().enumerate() {
         println!("    {number}: {}", describe(recipient));
     }
 }
 
 fn describe(state: &RecipientState) -> String {
-    let address = state.recipient.as_ref().map(|recipient| recipient.address.as_str()).unwrap_or_default();
+    let address = state
+        .recipient
+        .as_ref()
+        .map(|recipient| recipient.address.as_str())
+        .unwrap_or_default();
     let what = match &state.state {
         None => "unknown".to_owned(),
         Some(State::Held(held)) => format!("held ({})", held.reason),
         Some(State::Pending(pending)) if pending.due_ms == 0 => "due now".to_owned(),
-        Some(State::Pending(pending)) => format!("deferred until {}", date::rfc5322(pending.due_ms)),
+        Some(State::Pending(pending)) => {
+            format!("deferred until {}", date::rfc5322(pending.due_ms))
+        }
         Some(State::Terminal(terminal)) => match terminal.how() {
             How::Delivered => "delivered".to_owned(),
             How::Bounced => format!("bounced, reported by {}", hex(&terminal.dsn_id)),
@@ -178,8 +243,13 @@ fn describe(state: &RecipientState) -> String {
             How::Unspecified => "done".to_owned(),
         },
     };
-    let last = state.history.last().and_then(|attempt| attempt.status.as_ref());
-    let last = last.map(|status| format!("; last answer: {}", Reply::from(status))).unwrap_or_default();
+    let last = state
+        .history
+        .last()
+        .and_then(|attempt| attempt.status.as_ref());
+    let last = last
+        .map(|status| format!("; last answer: {}", Reply::from(status)))
+        .unwrap_or_default();
     format!("<{address}> {what}, {} attempts{last}", state.attempts)
 }
 
@@ -189,14 +259,28 @@ fn hex(bytes: &[u8]) -> String {
 
 async fn show(target: &Target, id: &str) -> Result<()> {
     let message_id = parse_id(id)?;
-    let reply = connect(target).await?.queue_show(QueueShowRequest { message_id }).await.map_err(refused)?.into_inner();
-    let Some(message) = reply.message else { bail!("{id} is not in the queue: delivered, bounced, deleted, or never accepted") };
+    let reply = connect(target)
+        .await?
+        .queue_show(QueueShowRequest { message_id })
+        .await
+        .map_err(refused)?
+        .into_inner();
+    let Some(message) = reply.message else {
+        bail!("{id} is not in the queue: delivered, bounced, deleted, or never accepted")
+    };
     print_message(&message);
     let envelope = message.envelope.unwrap_or_default();
-    println!("from client {} helo {}, tenant {}, log position {}", envelope.client, envelope.helo, message.tenant, message.position);
+    println!(
+        "from client {} helo {}, tenant {}, log position {}",
+        envelope.client, envelope.helo, message.tenant, message.position
+    );
     for (number, recipient) in message.recipients.iter().enumerate() {
         for attempt in &recipient.history {
-            let status = attempt.status.as_ref().map(|status| Reply::from(status).to_string()).unwrap_or_default();
+            let status = attempt
+                .status
+                .as_ref()
+                .map(|status| Reply::from(status).to_string())
+                .unwrap_or_default();
             println!("    {number}: {} {status}", date::rfc5322(attempt.time_ms));
         }
     }
@@ -212,7 +296,11 @@ fn parse_id(id: &str) -> Result<bytes::Bytes> {
 }
 
 async fn operate(verb: Verb, done: &str, order: Order) -> Result<()> {
-    let message_ids = order.ids.iter().map(|id| parse_id(id)).collect::<Result<Vec<_>>>()?;
+    let message_ids = order
+        .ids
+        .iter()
+        .map(|id| parse_id(id))
+        .collect::<Result<Vec<_>>>()?;
     let request = QueueOperateRequest {
         order: verb.into(),
         message_ids,
@@ -220,7 +308,12 @@ async fn operate(verb: Verb, done: &str, order: Order) -> Result<()> {
         reason: order.reason,
         operator: std::env::var("USER").unwrap_or_default(),
     };
-    let reply = connect(&order.target).await?.queue_operate(request).await.map_err(refused)?.into_inner();
+    let reply = connect(&order.target)
+        .await?
+        .queue_operate(request)
+        .await
+        .map_err(refused)?
+        .into_inner();
     println!("{} {done}", reply.changed);
     if !reply.unknown.is_empty() {
         let unknown: Vec<String> = reply.unknown.iter().map(|id| hex(id)).collect();
@@ -235,19 +328,30 @@ async fn operate(verb: Verb, done: &str, order: Order) -> Result<()> {
 /// When nobody answers, the answer is no, or the file cannot be written or read.
 pub async fn shard(order: Shard) -> Result<()> {
     match order {
-        Shard::Snapshot { shard, file, target } => snapshot(&target, shard, &file).await,
+        Shard::Snapshot {
+            shard,
+            file,
+            target,
+        } => snapshot(&target, shard, &file).await,
         Shard::Restore { file, target } => restore(&target, &file).await,
     }
 }
 
 /// A snapshot file is the magic, then pieces: length (4 bytes, big endian), protobuf. The trailer piece proves it whole.
 async fn snapshot(target: &Target, shard: String, file: &Path) -> Result<()> {
-    let mut pieces = connect(target).await?.shard_snapshot(ShardSnapshotRequest { shard }).await.map_err(refused)?.into_inner();
+    let mut pieces = connect(target)
+        .await?
+        .shard_snapshot(ShardSnapshotRequest { shard })
+        .await
+        .map_err(refused)?
+        .into_inner();
     let beside = file.with_extension("part");
     if file.exists() {
         bail!("{} exists; snapshots are never overwritten", file.display());
     }
-    let mut out = std::io::BufWriter::new(std::fs::File::create(&beside).with_context(|| beside.display().to_string())?);
+    let mut out = std::io::BufWriter::new(
+        std::fs::File::create(&beside).with_context(|| beside.display().to_string())?,
+    );
     out.write_all(SNAPSHOT_MAGIC)?;
     let mut trailer = None;
     while let Some(piece) = pieces.next().await {
@@ -258,10 +362,22 @@ async fn snapshot(target: &Target, shard: String, file: &Path) -> Result<()> {
             trailer = Some(found);
         }
     }
-    let Some(trailer) = trailer else { bail!("the snapshot ended early; {} is not usable", beside.display()) };
-    out.into_inner().map_err(|error| anyhow!("{error}"))?.sync_all()?;
+    let Some(trailer) = trailer else {
+        bail!(
+            "the snapshot ended early; {} is not usable",
+            beside.display()
+        )
+    };
+    out.into_inner()
+        .map_err(|error| anyhow!("{error}"))?
+        .sync_all()?;
     std::fs::rename(&beside, file).with_context(|| file.display().to_string())?;
-    println!("{}: {} accounts, {} messages", file.display(), trailer.accounts, trailer.messages);
+    println!(
+        "{}: {} accounts, {} messages",
+        file.display(),
+        trailer.accounts,
+        trailer.messages
+    );
     Ok(())
 }
 
@@ -271,9 +387,15 @@ async fn restore(target: &Target, file: &Path) -> Result<()> {
     let (sender, receiver) = tokio::sync::mpsc::channel(16);
     let path = file.to_owned();
     let reader = tokio::task::spawn_blocking(move || {
-        for_each_piece(&path, |piece| sender.blocking_send(piece).map_err(|_| anyhow!("the process stopped listening")))
+        for_each_piece(&path, |piece| {
+            sender
+                .blocking_send(piece)
+                .map_err(|_| anyhow!("the process stopped listening"))
+        })
     });
-    let sent = client.shard_restore(tokio_stream::wrappers::ReceiverStream::new(receiver)).await;
+    let sent = client
+        .shard_restore(tokio_stream::wrappers::ReceiverStream::new(receiver))
+        .await;
     let read = reader.await?;
     let reply = sent.map_err(refused)?.into_inner();
     read?;
@@ -295,7 +417,10 @@ fn check_snapshot(file: &Path) -> Result<()> {
         Ok(())
     })?;
     if !complete {
-        bail!("{}: the snapshot has no end: it is not whole", file.display());
+        bail!(
+            "{}: the snapshot has no end: it is not whole",
+            file.display()
+        );
     }
     Ok(())
 }

@@ -59,10 +59,21 @@ impl Shards {
             ..Options::default()
         })
         .context("starting the stores")?;
-        let start = Start { directory, tasks, ambient, log: wal.clone() };
-        let (shard, engine) = start.stored(ShardId::new(Class::Home, 0), &engines, HomeMachine::open)?;
+        let start = Start {
+            directory,
+            tasks,
+            ambient,
+            log: wal.clone(),
+        };
+        let (shard, engine) =
+            start.stored(ShardId::new(Class::Home, 0), &engines, HomeMachine::open)?;
         let home = LocalHome { shard, engine };
-        let numbers: BTreeMap<u16, ()> = config.mbox.values().flat_map(|mbox| mbox.shards.get_ref()).map(|&number| (number, ())).collect();
+        let numbers: BTreeMap<u16, ()> = config
+            .mbox
+            .values()
+            .flat_map(|mbox| mbox.shards.get_ref())
+            .map(|&number| (number, ()))
+            .collect();
         let mut mailboxes = Vec::new();
         for &number in numbers.keys() {
             let id = ShardId::new(Class::Mbox, number);
@@ -76,12 +87,22 @@ impl Shards {
             ..QueueOptions::default()
         });
         let incoming = start.shard(ShardId::new(Class::Incoming, 0), queue);
-        Ok(Shards { wal, incoming, home, mailboxes, engines })
+        Ok(Shards {
+            wal,
+            incoming,
+            home,
+            mailboxes,
+            engines,
+        })
     }
 
     /// Makes all stores durable, so that the next start replays nothing. Blocking.
     pub fn flush(&self) {
-        let engines = self.mailboxes.iter().map(|mailbox| &mailbox.engine).chain([&self.home.engine]);
+        let engines = self
+            .mailboxes
+            .iter()
+            .map(|mailbox| &mailbox.engine)
+            .chain([&self.home.engine]);
         for engine in engines {
             if let Err(error) = engine.flush() {
                 tracing::warn!(%error, "flushing at the end failed; the next start replays the log instead");
@@ -100,7 +121,15 @@ struct Start<'a> {
 impl Start<'_> {
     fn shard<M: hikyaku_shard::machine::Machine>(&self, id: ShardId, machine: M) -> Shard<M> {
         let options = ShardOptions::default();
-        Shard::start(self.tasks, id, REPLICA, self.log.clone(), self.ambient.clone(), machine, options)
+        Shard::start(
+            self.tasks,
+            id,
+            REPLICA,
+            self.log.clone(),
+            self.ambient.clone(),
+            machine,
+            options,
+        )
     }
 
     fn stored<M, E>(

@@ -19,18 +19,28 @@ const STILL_MS: u64 = 2000;
 /// How often the file is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// The stamp of a file that cannot be looked at.
-const NEVER: Stamp = Stamp { size: 0, modified_ns: 0 };
+const NEVER: Stamp = Stamp {
+    size: 0,
+    modified_ns: 0,
+};
 
 /// What the configuration says about the directory.
 fn settings(config: &Config) -> Settings {
     let mboxes: Vec<&str> = config.mbox.keys().map(String::as_str).collect();
-    let domain = match (&config.directory.default_domain, &config.directory.postmaster) {
+    let domain = match (
+        &config.directory.default_domain,
+        &config.directory.postmaster,
+    ) {
         (Some(domain), _) => domain.0.clone(),
         (None, Some(postmaster)) => postmaster.0.domain().to_owned(),
         (None, None) => config.node.hostname.0.clone(),
     };
     Settings {
-        postmaster: config.directory.postmaster.as_ref().map(|address| address.0.clone()),
+        postmaster: config
+            .directory
+            .postmaster
+            .as_ref()
+            .map(|address| address.0.clone()),
         recipient_delimiter: config.directory.recipient_delimiter.chars().next(),
         ..Settings::new(&mboxes, &domain)
     }
@@ -53,11 +63,20 @@ pub fn load(config: &Config) -> Result<(LdifDirectory, Stamp)> {
 
 /// Findings with the file in front, one line each.
 pub fn located(file: &Path, findings: &[Finding]) -> Vec<String> {
-    findings.iter().map(|finding| format!("{}: {finding}", file.display())).collect()
+    findings
+        .iter()
+        .map(|finding| format!("{}: {finding}", file.display()))
+        .collect()
 }
 
 /// Looks at the file, last read with the stamp `read`, while the node runs.
-pub fn watch(tasks: &Tasks, ambient: SharedAmbient, file: PathBuf, read: Stamp, directory: Arc<LdifDirectory>) {
+pub fn watch(
+    tasks: &Tasks,
+    ambient: SharedAmbient,
+    file: PathBuf,
+    read: Stamp,
+    directory: Arc<LdifDirectory>,
+) {
     let draining = tasks.draining();
     tasks.spawn("directory watch", async move {
         let mut stillness = Stillness::new(read, STILL_MS);
@@ -80,7 +99,10 @@ pub fn watch(tasks: &Tasks, ambient: SharedAmbient, file: PathBuf, read: Stamp, 
 fn stamp(file: &Path) -> Option<Stamp> {
     let metadata = std::fs::metadata(file).ok()?;
     let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
-    Some(Stamp { size: metadata.len(), modified_ns: modified.as_nanos() })
+    Some(Stamp {
+        size: metadata.len(),
+        modified_ns: modified.as_nanos(),
+    })
 }
 
 fn reload(directory: &LdifDirectory, file: &Path) {
