@@ -1,6 +1,6 @@
 //! One shard on one node: the apply loop, proposers waiting for their answers, truncation.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -79,8 +79,8 @@ struct Inner<M: Machine> {
     marks: Mutex<BTreeMap<Position, [u8; 32]>>,
 }
 
-/// Who waits for which command.
-type Waiters<A> = HashMap<[u8; 16], Vec<oneshot::Sender<Committed<A>>>>;
+/// Who waits for which command. Ordered: a parked shard wakes them all, in the same order each time.
+type Waiters<A> = BTreeMap<[u8; 16], Vec<oneshot::Sender<Committed<A>>>>;
 
 /// A command's id and what its proposer hears.
 type Answered<A> = ([u8; 16], Committed<A>);
