@@ -7,9 +7,26 @@
 //! Mailbox      = Local-part "@" ( Domain / address-literal )
 //! Local-part   = Dot-string / Quoted-string
 //! ```
+//! RFC 6531 section 3.3 adds characters outside ASCII to local parts and domains; whether a client may send them
+//! (SMTPUTF8) is the session's business.
+//!
+//! # The one normal form
+//! A mailbox is kept and compared in it, and goes into envelopes and logs in it:
+//! * local part: Unicode NFC, then the grammar again. Nothing is folded: the directory compares ASCII letters in any case
+//!   and all others as they are. Characters nobody can see (controls, spaces, joiners, directional marks, variation
+//!   selectors) are refused, so that no two mailboxes look the same without being the same to the eye of NFC.
+//! * domain: lower case, without its final dot, U-labels as A-labels (UTS 46 as IDNA2008 reads it). An A-label that is not
+//!   the form of any U-label is refused, for it may decode to anything.
+//!
+//! So canonically equivalent spellings are one mailbox, of which a directory sees a duplicate; different ones never meet.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
+
+use icu_normalizer::ComposingNormalizerBorrowed;
+use idna::AsciiDenyList;
+use idna::uts46::{DnsLength, Hyphens, Uts46};
 
 /// Why text is not a mailbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -20,13 +37,12 @@ pub enum PathError {
     /// A part exceeds RFC 5321 section 4.5.3.1: local part 64, domain 255, label 63, path 256 octets.
     #[error("mailbox address too long")]
     TooLong,
-    /// It has octets outside ASCII and SMTPUTF8 was not asked for.
-    #[error("mailbox address is not ASCII")]
-    NotAscii,
 }
 
-/// `local-part@domain`. Equality and order are those of the normalised form: local part as given, domain in lower case
-/// and without a trailing dot. Whether local parts fold case is the directory's business.
+/// Octets of a whole mailbox.
+const MAILBOX_BYTES_MAX: usize = 254;
+
+/// `local-part@domain`. Equality and order are those of the normal form, see the module.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Mailbox {
     text: String,
@@ -34,12 +50,12 @@ pub struct Mailbox {
 }
 
 impl Mailbox {
-    /// The local part, as written (a quoted string keeps its quotes).
+    /// The local part in NFC, otherwise as written (a quoted string keeps its quotes).
     pub fn local_part(&self) -> &str {
         &self.text[..self.at]
     }
 
-    /// The domain in lower case, or the address literal with its brackets.
+    /// The domain in lower case and A-labels, or the address literal with its brackets.
     pub fn domain(&self) -> &str {
         &self.text[self.at + 1..]
     }
@@ -66,11 +82,8 @@ impl FromStr for Mailbox {
     type Err = PathError;
 
     fn from_str(text: &str) -> Result<Mailbox, PathError> {
-        if text.len() > 254 {
+        if text.len() > MAILBOX_BYTES_MAX {
             return Err(PathError::TooLong);
-        }
-        if !text.is_ascii() {
-            return Err(PathError::NotAscii);
         }
         let at = if text.starts_with('"') {
             quoted_string_end(text)?
@@ -79,31 +92,70 @@ impl FromStr for Mailbox {
         };
         let (local, rest) = text.split_at(at);
         let domain = rest.strip_prefix('@').ok_or(PathError::Syntax)?;
-        if local.len() > 64 {
+        let local = normal_local_part(local)?;
+        let domain = normal_domain(domain)?;
+        let text = format!("{local}@{domain}");
+        // A-labels are longer than their U-labels
+        if text.len() > MAILBOX_BYTES_MAX {
             return Err(PathError::TooLong);
         }
-        if !local.starts_with('"') && !is_dot_string(local) {
-            return Err(PathError::Syntax);
-        }
-        let domain = normal_domain(domain)?;
         Ok(Mailbox {
-            text: format!("{local}@{domain}"),
-            at,
+            text,
+            at: local.len(),
         })
     }
 }
 
+/// A local part in NFC. The grammar is asked of the outcome: NFC makes a semicolon of U+037E.
+fn normal_local_part(text: &str) -> Result<Cow<'_, str>, PathError> {
+    let local = if text.is_ascii() {
+        Cow::Borrowed(text)
+    } else {
+        ComposingNormalizerBorrowed::new_nfc().normalize(text)
+    };
+    if local.len() > 64 {
+        return Err(PathError::TooLong);
+    }
+    let fits = if local.starts_with('"') {
+        quoted_string_end(&local) == Ok(local.len())
+    } else {
+        is_dot_string(&local)
+    };
+    if fits {
+        Ok(local)
+    } else {
+        Err(PathError::Syntax)
+    }
+}
+
+/// A character outside ASCII that may stand in a local part: one that can be seen.
+fn is_visible(letter: char) -> bool {
+    let code = u32::from(letter);
+    let hidden = matches!(code,
+        // C1 controls, no-break space, soft hyphen, joiners of several scripts, Mongolian selectors
+        0x80..=0xa0 | 0xad | 0x34f | 0x61c | 0x115f | 0x1160 | 0x1680 | 0x17b4 | 0x17b5 | 0x180b..=0x180f
+        // spaces, zero-width characters, directional marks, line and paragraph separators, invisible operators
+        | 0x2000..=0x200f | 0x2028..=0x202f | 0x205f..=0x206f | 0x3000 | 0x3164
+        // private use, variation selectors, byte order mark, specials
+        | 0xe000..=0xf8ff | 0xfe00..=0xfe0f | 0xfeff | 0xffa0 | 0xfff0..=0xfffb
+        // Arabic noncharacters, musical controls, tags, more variation selectors, private planes
+        | 0xfdd0..=0xfdef | 0x1d173..=0x1d17a | 0xe0000..=0x10_ffff);
+    code >= 0x80 && !hidden && code & 0xfffe != 0xfffe
+}
+
 /// The index just past the closing quote of the quoted string that `text` starts with.
 fn quoted_string_end(text: &str) -> Result<usize, PathError> {
-    let bytes = text.as_bytes();
-    let mut index = 1;
-    while let Some(&byte) = bytes.get(index) {
-        match byte {
-            b'"' => return Ok(index + 1),
+    let mut escaped = false;
+    for (index, letter) in text.char_indices().skip(1) {
+        match letter {
             // quoted-pairSMTP = "\" %d32-126
-            b'\\' if matches!(bytes.get(index + 1), Some(32..=126)) => index += 2,
-            // qtextSMTP = %d32-33 / %d35-91 / %d93-126
-            32..=33 | 35..=91 | 93..=126 => index += 1,
+            ' '..='~' if escaped => escaped = false,
+            _ if escaped => break,
+            '"' => return Ok(index + 1),
+            '\\' => escaped = true,
+            // qtextSMTP = %d32-33 / %d35-91 / %d93-126 / UTF8-non-ascii
+            ' '..='~' => {}
+            _ if is_visible(letter) => {}
             _ => break,
         }
     }
@@ -112,13 +164,16 @@ fn quoted_string_end(text: &str) -> Result<usize, PathError> {
 
 /// Dot-string = Atom *("." Atom)
 fn is_dot_string(text: &str) -> bool {
-    let is_atext =
-        |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~".contains(&byte);
+    let is_atext = |letter: char| {
+        letter.is_ascii_alphanumeric()
+            || "!#$%&'*+-/=?^_`{|}~".contains(letter)
+            || is_visible(letter)
+    };
     text.split('.')
-        .all(|atom| !atom.is_empty() && atom.bytes().all(is_atext))
+        .all(|atom| !atom.is_empty() && atom.chars().all(is_atext))
 }
 
-/// A domain in lower case without its final dot, or an address literal.
+/// A domain in lower case and A-labels without its final dot, or an address literal.
 pub fn normal_domain(text: &str) -> Result<String, PathError> {
     if let Some(literal) = text
         .strip_prefix('[')
@@ -131,6 +186,7 @@ pub fn normal_domain(text: &str) -> Result<String, PathError> {
         };
     }
     let text = text.strip_suffix('.').unwrap_or(text);
+    let text = to_a_labels(text)?;
     if text.len() > 253 {
         return Err(PathError::TooLong);
     }
@@ -147,6 +203,31 @@ pub fn normal_domain(text: &str) -> Result<String, PathError> {
         }
     }
     Ok(text.to_ascii_lowercase())
+}
+
+/// `text` with U-labels as A-labels (RFC 5891, by UTS 46 without transitional processing). What it lets through is still
+/// to be checked for letters, digits and hyphens.
+fn to_a_labels(text: &str) -> Result<Cow<'_, str>, PathError> {
+    let is_a_label = |label: &str| {
+        label
+            .get(..4)
+            .is_some_and(|prefix| prefix.eq_ignore_ascii_case("xn--"))
+    };
+    if text.is_ascii() && !text.split('.').any(is_a_label) {
+        return Ok(Cow::Borrowed(text));
+    }
+    // a domain this long has no name in the DNS, and its labels need not be looked at
+    if text.len() > 4 * 253 {
+        return Err(PathError::TooLong);
+    }
+    Uts46::new()
+        .to_ascii(
+            text.as_bytes(),
+            AsciiDenyList::EMPTY,
+            Hyphens::Allow,
+            DnsLength::Ignore,
+        )
+        .map_err(|_| PathError::Syntax)
 }
 
 fn is_address_literal(literal: &str) -> bool {
@@ -290,7 +371,119 @@ mod tests {
             mailbox(&format!("u@{}.jp", "u".repeat(64))),
             Err(PathError::TooLong)
         );
-        assert_eq!(mailbox("ü@x.jp"), Err(PathError::NotAscii));
+    }
+
+    #[test]
+    fn mailboxes_outside_ascii_have_one_normal_form() {
+        for (text, normal) in [
+            // NFC and NFD, fullwidth and ideographic dots in a domain, U-label and A-label, a Kelvin sign
+            ("ju\u{308}rgen@x.jp", "j\u{fc}rgen@x.jp"),
+            ("j\u{fc}rgen@x.jp", "j\u{fc}rgen@x.jp"),
+            ("\u{212a}@x.jp", "K@x.jp"),
+            ("u@B\u{dc}CHER.example", "u@xn--bcher-kva.example"),
+            ("u@bu\u{308}cher\u{3002}example", "u@xn--bcher-kva.example"),
+            ("u@XN--bcher-KVA.example.", "u@xn--bcher-kva.example"),
+            (
+                "\u{7528}\u{6237}@\u{4f8b}\u{3048}.jp",
+                "\u{7528}\u{6237}@xn--r8jz45g.jp",
+            ),
+            ("\"\u{e9} a\"@x.jp", "\"\u{e9} a\"@x.jp"),
+            // nothing is folded: sharp s is not ss, and dotless i is not i
+            ("stra\u{df}e@x.jp", "stra\u{df}e@x.jp"),
+            ("\u{131}\u{130}@x.jp", "\u{131}\u{130}@x.jp"),
+            ("u@stra\u{df}e.jp", "u@xn--strae-oqa.jp"),
+            // a homograph (Cyrillic a) is a domain of its own
+            ("u@ex\u{430}mple.jp", "u@xn--exmple-4nf.jp"),
+        ] {
+            assert_eq!(mailbox(text), Ok(normal.into()), "{text:?}");
+            assert_eq!(mailbox(normal), Ok(normal.into()), "{normal:?}");
+        }
+        for bad in [
+            // NFC makes a semicolon, a fullwidth at sign becomes one in the domain
+            "a\u{37e}b@x.jp",
+            "u@a\u{ff20}b.jp",
+            "u@a\u{ff0f}b.jp",
+            // joiners, marks, spaces, controls, noncharacters
+            "a\u{200d}b@x.jp",
+            "a\u{200f}b@x.jp",
+            "a\u{202e}b@x.jp",
+            "a\u{a0}b@x.jp",
+            "a\u{85}b@x.jp",
+            "a\u{ad}b@x.jp",
+            "a\u{fe0f}@x.jp",
+            "a\u{fffe}@x.jp",
+            "\"a\u{2028}b\"@x.jp",
+            "\"a\\\u{e9}\"@x.jp",
+            // A-labels that decode to ASCII, to nothing, or to what no U-label may hold (RFC 3492 forms of <, ", comma)
+            "u@xn--abc-.jp",
+            "u@xn--.jp",
+            "u@xn--a.jp",
+            "u@xn--xn--9999999999.jp",
+            "u@xn--<-iga.jp",
+            "u@xn--a-ecp.ru\u{200b}.jp\u{202e}",
+        ] {
+            assert_eq!(mailbox(bad), Err(PathError::Syntax), "{bad:?}");
+        }
+        let long = |count| format!("{}@x.jp", "\u{e9}".repeat(count));
+        assert!(mailbox(&long(32)).is_ok());
+        assert_eq!(mailbox(&long(33)), Err(PathError::TooLong));
+        assert!(mailbox(&format!("u@{}.jp", "\u{e9}".repeat(60))).is_err());
+    }
+
+    /// B-101: equal exactly where the normal forms are, whatever the spelling.
+    #[test]
+    fn a_mailbox_is_equal_to_its_spellings_only() {
+        use icu_normalizer::{ComposingNormalizerBorrowed, DecomposingNormalizerBorrowed};
+        const LETTERS: [&str; 22] = [
+            "a",
+            "A",
+            "e\u{301}",
+            "\u{e9}",
+            "E\u{301}",
+            "t\u{308}",
+            "\u{1e97}",
+            "T\u{308}",
+            "\u{df}",
+            "ss",
+            "\u{130}",
+            "i",
+            "\u{131}",
+            "\u{212a}",
+            "K",
+            "k",
+            "\u{ac00}",
+            "\u{1100}\u{1161}",
+            "\u{3c3}",
+            "\u{3c2}",
+            "\u{430}",
+            "\u{f900}",
+        ];
+        let (nfc, nfd) = (
+            ComposingNormalizerBorrowed::new_nfc(),
+            DecomposingNormalizerBorrowed::new_nfd(),
+        );
+        let mut spellings = vec![String::new()];
+        for _ in 0..2 {
+            let longer = spellings
+                .iter()
+                .flat_map(|head| LETTERS.iter().map(move |letter| format!("{head}{letter}")));
+            spellings = spellings.iter().cloned().chain(longer).collect();
+        }
+        spellings.retain(|spelling| !spelling.is_empty());
+        let parsed: Vec<Mailbox> = spellings
+            .iter()
+            .map(|local| format!("{local}@x.jp").parse().unwrap())
+            .collect();
+        let mut equal = 0;
+        for (a, left) in spellings.iter().zip(&parsed) {
+            for (b, right) in spellings.iter().zip(&parsed) {
+                let equivalent = nfd.normalize(a) == nfd.normalize(b);
+                assert_eq!(left == right, equivalent, "{a:?} {b:?}");
+                equal += usize::from(equivalent && a != b);
+            }
+            assert_eq!(left.local_part(), nfc.normalize(a));
+        }
+        assert!(equal > 100, "{equal}");
     }
 
     #[test]

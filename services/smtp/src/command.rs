@@ -317,11 +317,8 @@ fn cut_path<'a>(
     Ok((inside, parameters))
 }
 
-fn refuse_path(error: PathError, refusal: Refusal) -> Refusal {
-    match error {
-        PathError::NotAscii => Refusal::NotAscii,
-        PathError::Syntax | PathError::TooLong => refusal,
-    }
+fn refuse_path(_: PathError, refusal: Refusal) -> Refusal {
+    refusal
 }
 
 /// RFC 5321 section 4.1.2: esmtp-keyword ["=" esmtp-value]
