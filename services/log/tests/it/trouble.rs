@@ -145,11 +145,15 @@ async fn a_held_record_and_a_forgotten_shard_cost_one_segment_and_keep_their_end
         wal.append(forgotten, kilobyte(number)).await.unwrap();
     }
     wal.truncate(forgotten, Position(6)).await.unwrap();
+    // The held record lies in another segment than the forgotten shard's, which will be gone.
+    for number in 0..20 {
+        wal.append(BUSY, kilobyte(number)).await.unwrap();
+    }
     wal.append(IDLE, kilobyte(0)).await.unwrap();
     for number in 0..3000 {
         wal.append(BUSY, kilobyte(number)).await.unwrap();
         if number > 8 {
-            wal.truncate(BUSY, Position(number - 8)).await.unwrap();
+            wal.truncate(BUSY, Position(number + 12)).await.unwrap();
         }
         assert!(
             total(&disk) <= 80 << 10,
@@ -221,25 +225,46 @@ async fn write_that_fails_half_way_leaves_no_trace() {
     disk.set_capacity(Some(20 << 10));
     let wal = open(&disk, options());
     disk.set_capacity(Some(total(&disk) as u64 + 2000));
+    // The first goes alone; the others gather, and the part of their batch that is written holds one of them whole.
+    disk.hold_syncs(true);
+    let first = wal.append(BUSY, kilobyte(1));
+    disk.wait_for_held_sync();
+    let refused = [
+        wal.append(BUSY, Bytes::from(vec![1; 900])),
+        wal.append(BUSY, Bytes::from(vec![1; 4000])),
+    ];
+    disk.hold_syncs(false);
+    assert_eq!(first.await.unwrap().position, Position(2));
     assert_eq!(
-        wal.append(BUSY, Bytes::from(vec![1; 4000])).await,
-        Err(AppendError::Full)
+        join_all(refused).await,
+        [Err(AppendError::Full), Err(AppendError::Full)]
     );
+    for seed in 0..40 {
+        let after = disk.copy();
+        after.set_capacity(None);
+        after.power_loss(crate::memory_disk::Survives::Some(seed));
+        let wal = open(&after, options());
+        assert_eq!(
+            wal.bounds(BUSY).end,
+            Position(3),
+            "a refused append has come back"
+        );
+    }
     disk.set_capacity(None);
-    let stamp = wal.append(BUSY, kilobyte(1)).await.unwrap();
+    let stamp = wal.append(BUSY, kilobyte(2)).await.unwrap();
     assert_eq!(
         stamp.position,
-        Position(2),
-        "the position of the refused append was not used"
+        Position(3),
+        "the positions of the refused appends were not used"
     );
     drop(wal);
     disk.power_loss(crate::memory_disk::Survives::Nothing);
     let wal = open(&disk, options());
     assert_eq!(
-        wal.read_at(BUSY, Position(2)).await.unwrap().payload,
-        kilobyte(1)
+        wal.read_at(BUSY, Position(3)).await.unwrap().payload,
+        kilobyte(2)
     );
-    assert_eq!(wal.bounds(BUSY).end, Position(3));
+    assert_eq!(wal.bounds(BUSY).end, Position(4));
 }
 
 #[tokio::test]
