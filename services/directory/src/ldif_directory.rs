@@ -12,7 +12,8 @@ use hikyaku_mail::path::Mailbox;
 
 use crate::finding::Finding;
 use crate::load::load;
-use crate::password::{PASSWORD_BYTES_MAX, Pool, PoolLimits, Verdict};
+use crate::password::pool::{Pool, Verdict};
+use crate::password::{PASSWORD_BYTES_MAX, PoolLimits};
 use crate::settings::Settings;
 use crate::table::{LoginAccount, Table};
 use crate::{Account, Directory, LoginError, Resolution, Unavailable};
@@ -67,6 +68,12 @@ impl LdifDirectory {
     pub fn load(input: &[u8], settings: Settings, pool: PoolLimits) -> Result<LdifDirectory, Vec<Finding>> {
         let table = load(input, &settings)?;
         Ok(LdifDirectory { table: ArcSwap::from_pointee(table), settings, pool: Pool::new(pool) })
+    }
+
+    /// Remembers right logins whose password is costly to verify, see [`Pool::with_recent`]. `key`: random, of this process.
+    #[must_use]
+    pub fn with_recent_logins(self, key: [u8; 32]) -> LdifDirectory {
+        LdifDirectory { pool: self.pool.with_recent(key), ..self }
     }
 
     /// The table that answers now; its findings are what `hikyaku check` prints.

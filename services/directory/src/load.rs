@@ -402,6 +402,7 @@ impl Loader<'_> {
     /// The entries themselves, then what can be said only of all of them together.
     fn fill(&mut self, table: &mut Table, tenant_of: Vec<u32>, mut groups: BTreeMap<u32, Group>) {
         let mut lines = Vec::with_capacity(self.recipients.len());
+        let mut decoys = Decoys::default();
         for (index, recipient) in std::mem::take(&mut self.recipients).into_iter().enumerate() {
             let number = index as u32;
             lines.push(recipient.line);
@@ -413,9 +414,7 @@ impl Loader<'_> {
                 Some(name) => mbox_index(&table.mboxes, &name).map_or_else(|| Host::Foreign(name.into()), Host::Ours),
                 None => Host::None,
             };
-            if table.decoy.is_none() {
-                table.decoy = recipient.passwords.iter().find(|stored| password::check(stored).is_ok()).cloned();
-            }
+            decoys.count(&recipient.passwords);
             table.entries.push(Entry {
                 dn: recipient.dn,
                 id: recipient.id,
@@ -429,6 +428,7 @@ impl Loader<'_> {
                 group: groups.remove(&number).map(Box::new),
             });
         }
+        table.decoy = decoys.most_common();
         table.broken = std::mem::take(&mut self.broken);
         self.judge_decisions(table, &lines);
         index_ids(table);
@@ -498,4 +498,29 @@ fn index_ids(table: &mut Table) {
     table.entries.shrink_to_fit();
     table.addresses.shrink_to_fit();
     table.logins.shrink_to_fit();
+}
+
+/// Classes of stored passwords that are counted; the rest is rare.
+const CLASSES_MAX: usize = 64;
+
+/// Finds a stored password of the class that most entries have: an unknown login should take as long as a usual one.
+#[derive(Default)]
+struct Decoys(BTreeMap<String, (usize, Box<str>)>);
+
+impl Decoys {
+    fn count(&mut self, passwords: &[Box<str>]) {
+        for stored in passwords {
+            let Some(class) = password::class(stored) else { continue };
+            let is_room = self.0.len() < CLASSES_MAX;
+            match self.0.get_mut(&class) {
+                Some((count, _)) => *count += 1,
+                None if is_room => drop(self.0.insert(class, (1, stored.clone()))),
+                None => {}
+            }
+        }
+    }
+
+    fn most_common(self) -> Option<Box<str>> {
+        self.0.into_values().max_by_key(|(count, _)| *count).map(|(_, stored)| stored)
+    }
 }

@@ -1,31 +1,58 @@
 //! Stored passwords: verifying them in constant time and in a bounded pool, and making them.
 //!
-//! `{SSHA}`, `{SSHA256}`, `{SSHA512}` (base64 of digest and salt) and `{ARGON2}` (a PHC string). Cleartext is refused, and so is
-//! what is not known here: such a login is unavailable, never wrong.
+//! `{SSHA}`, `{SSHA256}`, `{SSHA512}` (base64 of digest and salt), `{ARGON2}` (a PHC string) and `{CRYPT}` (see `crypt`).
+//! Cleartext is refused, and so is what is not known here or would cost too much: such a login is unavailable, never wrong.
+//!
+//! # Layout
+//! * [`pool`]: verifying off the async threads, a bounded number at once
+//! * `crypt`: `{CRYPT}`
+//! * `recent`: costly passwords that were right a moment ago
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use argon2::password_hash::{PasswordHash, PasswordHasher, PasswordVerifier, SaltString};
+use argon2::password_hash::phc::PasswordHash;
+use argon2::password_hash::{PasswordHasher, PasswordVerifier};
 use argon2::{Algorithm, Argon2, Params, Version};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use sha1::Sha1;
 use sha2::{Digest, Sha256, Sha512};
 use subtle::ConstantTimeEq;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::Unavailable;
+use crate::password::crypt::Crypt;
+
+mod crypt;
+pub mod pool;
+mod recent;
 
 /// Octets of a password that are looked at; a longer one is wrong.
 pub const PASSWORD_BYTES_MAX: usize = 1024;
 /// Salt of a salted digest.
 const SALT_BYTES_MAX: usize = 64;
 /// Memory of one Argon2 verification, KiB.
-const ARGON2_MEMORY_KIB_MAX: u32 = 64 << 10;
-/// Passes of one Argon2 verification.
-const ARGON2_PASSES_MAX: u32 = 16;
+const ARGON2_MEMORY_KIB_MAX: u32 = 256 << 10;
+/// Memory times passes of one Argon2 verification, KiB: about a second.
+const ARGON2_WORK_KIB_MAX: u64 = 1 << 20;
 const ARGON2_LANES_MAX: u32 = 16;
+
+/// What costly verifications may take together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolLimits {
+    /// Hashing at once, each on a thread of its own: leave a core for the mail.
+    pub hashing_max: usize,
+    /// Memory for hashing, MiB. One that needs more than all of it runs alone.
+    pub memory_mib_max: u32,
+    /// Waiting for a thread; one more is told to come later.
+    pub waiting_max: usize,
+    /// Waiting at most this long.
+    pub wait_max: Duration,
+}
+
+impl Default for PoolLimits {
+    fn default() -> PoolLimits {
+        PoolLimits { hashing_max: 2, memory_mib_max: 128, waiting_max: 256, wait_max: Duration::from_secs(10) }
+    }
+}
 
 /// Why a stored password cannot be verified against.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,19 +61,24 @@ pub enum Unusable {
     #[error("cleartext is refused, store a hash")]
     Cleartext,
     /// Another scheme.
-    #[error("unknown scheme, expected {{SSHA}}, {{SSHA256}}, {{SSHA512}} or {{ARGON2}}")]
+    #[error(
+        "unknown scheme, expected {{SSHA}}, {{SSHA256}}, {{SSHA512}}, {{ARGON2}} or {{CRYPT}} with $y$, $2b$, $6$ or $5$"
+    )]
     Scheme,
     /// The scheme is known, what follows is not it.
     #[error("does not fit its scheme")]
     Malformed,
     /// It asks for more memory or time than a login may take.
-    #[error("Argon2 parameters are over the limit (64 MiB, 16 passes, 16 lanes)")]
+    #[error(
+        "costs a login too much: over 256 MiB, Argon2 memory times passes over 1 GiB, bcrypt over 14, or over 500000 rounds"
+    )]
     TooCostly,
 }
 
 enum Stored<'a> {
     Salted { digest: fn(&[u8], &[u8]) -> Vec<u8>, expected: Vec<u8>, salt: Vec<u8> },
-    Argon2(PasswordHash<'a>),
+    Argon2 { hash: Box<PasswordHash>, memory_kib: u32 },
+    Crypt(Crypt<'a>),
 }
 
 fn salted<D: Digest>(password: &[u8], salt: &[u8]) -> Vec<u8> {
@@ -60,6 +92,7 @@ fn parse(stored: &str) -> Result<Stored<'_>, Unusable> {
         "SSHA256" => parse_salted(value, 32, salted::<Sha256>),
         "SSHA512" => parse_salted(value, 64, salted::<Sha512>),
         "ARGON2" | "ARGON2I" | "ARGON2ID" => parse_argon2(value),
+        "CRYPT" => Crypt::parse(value).map(Stored::Crypt),
         "PLAIN" | "CLEAR" | "CLEARTEXT" => Err(Unusable::Cleartext),
         _ => Err(Unusable::Scheme),
     }
@@ -74,16 +107,16 @@ fn parse_salted(value: &str, length: usize, digest: fn(&[u8], &[u8]) -> Vec<u8>)
     Ok(Stored::Salted { digest, expected, salt })
 }
 
-fn parse_argon2(value: &str) -> Result<Stored<'_>, Unusable> {
-    let hash = PasswordHash::new(value).map_err(|_| Unusable::Malformed)?;
-    let params = Params::try_from(&hash).map_err(|_| Unusable::Malformed)?;
-    if Algorithm::try_from(hash.algorithm).is_err() || hash.salt.is_none() || hash.hash.is_none() {
+fn parse_argon2(value: &str) -> Result<Stored<'static>, Unusable> {
+    let hash = Box::new(PasswordHash::new(value).map_err(|_| Unusable::Malformed)?);
+    let params = Params::try_from(&*hash).map_err(|_| Unusable::Malformed)?;
+    if Algorithm::try_from(hash.algorithm.as_str()).is_err() || hash.salt.is_none() || hash.hash.is_none() {
         return Err(Unusable::Malformed);
     }
-    let fits = params.m_cost() <= ARGON2_MEMORY_KIB_MAX
-        && params.t_cost() <= ARGON2_PASSES_MAX
-        && params.p_cost() <= ARGON2_LANES_MAX;
-    if fits { Ok(Stored::Argon2(hash)) } else { Err(Unusable::TooCostly) }
+    let work = u64::from(params.m_cost()) * u64::from(params.t_cost());
+    let fits =
+        params.m_cost() <= ARGON2_MEMORY_KIB_MAX && work <= ARGON2_WORK_KIB_MAX && params.p_cost() <= ARGON2_LANES_MAX;
+    if fits { Ok(Stored::Argon2 { hash, memory_kib: params.m_cost() }) } else { Err(Unusable::TooCostly) }
 }
 
 /// Whether `stored` can be verified against.
@@ -91,11 +124,44 @@ pub fn check(stored: &str) -> Result<(), Unusable> {
     parse(stored).map(drop)
 }
 
-/// Whether `password` is the one that `stored` was made from. Costs what the scheme costs: call it from a [`Pool`].
+/// Scheme and cost of `stored`: two of one class take equally long. `None` if it cannot be verified against.
+pub fn class(stored: &str) -> Option<String> {
+    let (scheme, value) = stored.strip_prefix('{')?.split_once('}')?;
+    let cost = match parse(stored).ok()? {
+        Stored::Salted { .. } => "",
+        // $argon2id$v=19$m=19456,t=2,p=1$salt$hash and $y$j9T$salt$hash: all but the last two; $2b$10$salthash: but the last
+        Stored::Argon2 { .. } | Stored::Crypt(Crypt::Sha(_) | Crypt::Yescrypt { .. }) => {
+            value.rsplitn(3, '$').nth(2).unwrap_or_default()
+        }
+        Stored::Crypt(Crypt::Bcrypt { .. }) => value.rsplit_once('$').map_or("", |(cost, _)| cost),
+    };
+    Some(format!("{}{cost}", scheme.to_ascii_uppercase()))
+}
+
+/// What one verification takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+enum Cost {
+    /// Microseconds, and no memory: not worth another thread.
+    #[default]
+    Cheap,
+    /// So much memory, and milliseconds to a second.
+    Costly { memory_bytes: u64 },
+}
+
+fn cost(stored: &str) -> Cost {
+    match parse(stored) {
+        Err(_) | Ok(Stored::Salted { .. }) => Cost::Cheap,
+        Ok(Stored::Argon2 { memory_kib, .. }) => Cost::Costly { memory_bytes: u64::from(memory_kib) << 10 },
+        Ok(Stored::Crypt(crypt)) => Cost::Costly { memory_bytes: crypt.memory_bytes() },
+    }
+}
+
+/// Whether `password` is the one that `stored` was made from. Costs what the scheme costs: call it from a [`pool::Pool`].
 pub fn verify(stored: &str, password: &[u8]) -> Result<bool, Unusable> {
     match parse(stored)? {
         Stored::Salted { digest, expected, salt } => Ok(digest(password, &salt).ct_eq(&expected).into()),
-        Stored::Argon2(hash) => Ok(Argon2::default().verify_password(password, &hash).is_ok()),
+        Stored::Argon2 { hash, .. } => Ok(Argon2::default().verify_password(password, &*hash).is_ok()),
+        Stored::Crypt(crypt) => Ok(crypt.verify(password)),
     }
 }
 
@@ -117,96 +183,14 @@ pub fn hash_ssha512(password: &[u8], salt: &[u8]) -> String {
 /// `password` as `{ARGON2}` (Argon2id, 19 MiB, 2 passes: the OWASP minimum).
 pub fn hash_argon2(password: &[u8], salt: &[u8; 16]) -> Result<String, argon2::password_hash::Error> {
     let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::default());
-    let salt = SaltString::encode_b64(salt)?;
-    Ok(format!("{{ARGON2}}{}", argon2.hash_password(password, &salt)?))
-}
-
-/// How many logins may hash and wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PoolLimits {
-    /// Hashing at once, each on a thread of its own: leave a core for the mail.
-    pub hashing_max: usize,
-    /// Waiting for a thread; one more is told to come later.
-    pub waiting_max: usize,
-    /// Waiting at most this long.
-    pub wait_max: Duration,
-}
-
-impl Default for PoolLimits {
-    fn default() -> PoolLimits {
-        PoolLimits { hashing_max: 2, waiting_max: 256, wait_max: Duration::from_secs(10) }
-    }
-}
-
-/// Verifies passwords off the async threads, a bounded number at once, so that a flood of logins starves nobody else.
-pub struct Pool {
-    admitted: Arc<Semaphore>,
-    hashing: Arc<Semaphore>,
-    wait_max: Duration,
-}
-
-/// What the stored passwords of one account say to a password.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// One of them is it.
-    Right,
-    /// None is.
-    Wrong,
-    /// None of those that could be verified is, and at least one could not be.
-    Unknown,
-}
-
-impl Pool {
-    /// A pool of at least one thread.
-    pub fn new(limits: PoolLimits) -> Pool {
-        let hashing = limits.hashing_max.clamp(1, Semaphore::MAX_PERMITS / 2);
-        let waiting = limits.waiting_max.min(Semaphore::MAX_PERMITS / 2);
-        Pool {
-            admitted: Arc::new(Semaphore::new(hashing + waiting)),
-            hashing: Arc::new(Semaphore::new(hashing)),
-            wait_max: limits.wait_max,
-        }
-    }
-
-    /// Tries `password` against each of `stored`.
-    pub async fn verify(&self, stored: Vec<Box<str>>, password: Vec<u8>) -> Result<Verdict, Unavailable> {
-        let permits = self.permits().await?;
-        // The permits end with the hashing, not with a caller that has gone away: a hash under way cannot be cancelled.
-        let verdict = tokio::task::spawn_blocking(move || {
-            let _permits = permits;
-            verdict(&stored, &password)
-        });
-        verdict.await.map_err(|_| Unavailable::new("password verification failed"))
-    }
-
-    async fn permits(&self) -> Result<(OwnedSemaphorePermit, OwnedSemaphorePermit), Unavailable> {
-        let busy = || Unavailable::new("too many logins at once");
-        let admitted = Arc::clone(&self.admitted).try_acquire_owned().map_err(|_| busy())?;
-        let hashing = tokio::time::timeout(self.wait_max, Arc::clone(&self.hashing).acquire_owned()).await;
-        Ok((admitted, hashing.map_err(|_| busy())?.map_err(|_| busy())?))
-    }
-}
-
-fn verdict(stored: &[Box<str>], password: &[u8]) -> Verdict {
-    let mut verdict = Verdict::Wrong;
-    for stored in stored {
-        // No early return: how long it takes must not say which of them it was.
-        match (verify(stored, password), verdict) {
-            (Ok(true), _) => verdict = Verdict::Right,
-            (Err(_), Verdict::Wrong) => verdict = Verdict::Unknown,
-            _ => {}
-        }
-    }
-    verdict
+    Ok(format!("{{ARGON2}}{}", argon2.hash_password_with_salt(password, salt)?))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use proptest::prelude::{any, prop, prop_assert, proptest};
 
-    use super::{Pool, PoolLimits, Unusable, Verdict, check, hash_argon2, hash_ssha256, hash_ssha512, verify};
+    use super::{Unusable, check, class, hash_argon2, hash_ssha256, hash_ssha512, verify};
 
     // Made by Python's hashlib; the Argon2 one is the reference implementation's own test vector.
     const MADE_ELSEWHERE: [(&str, &[u8]); 4] = [
@@ -247,7 +231,9 @@ mod tests {
             ("hunter2", Unusable::Cleartext),
             ("{PLAIN}hunter2", Unusable::Cleartext),
             ("{cleartext}hunter2", Unusable::Cleartext),
-            ("{CRYPT}$6$x$y", Unusable::Scheme),
+            ("{CRYPT}$1$saltsalt$/mR7en0v138n0S4ilQ8EH0", Unusable::Scheme),
+            ("{CRYPT}$6$x$y", Unusable::Malformed),
+            ("{CRYPT}hunter2", Unusable::Scheme),
             ("{MD5}x", Unusable::Scheme),
             ("{SSHA}*", Unusable::Malformed),
             // the digest alone, without salt
@@ -255,55 +241,33 @@ mod tests {
             ("{ARGON2}$argon2id$v=19$m=1024,t=1,p=1$c29tZXNhbHQ", Unusable::Malformed),
             ("{ARGON2}$bcrypt$v=19$m=1024,t=1,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA", Unusable::Malformed),
             ("{ARGON2}$argon2id$v=19$m=1048576,t=1,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA", Unusable::TooCostly),
-            ("{ARGON2}$argon2id$v=19$m=1024,t=4000,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA", Unusable::TooCostly),
+            ("{ARGON2}$argon2id$v=19$m=1024,t=1025,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA", Unusable::TooCostly),
         ] {
             assert_eq!(check(stored), Err(why), "{stored}");
         }
     }
 
-    fn slow() -> Vec<Box<str>> {
-        vec![hash_argon2(b"pw", b"saltsaltsaltsalt").unwrap().into()]
-    }
-
-    #[tokio::test]
-    async fn one_of_several_passwords_is_enough_and_an_unknown_one_is_never_wrong() {
-        let pool = Pool::new(PoolLimits::default());
-        let good = hash_ssha256(b"pw", b"salt");
-        let crypt = "{CRYPT}x";
-        let verdict = |stored: &[&str], password: &[u8]| {
-            pool.verify(stored.iter().map(|&s| s.into()).collect(), password.to_vec())
-        };
-        assert_eq!(verdict(&[crypt, &good], b"pw").await, Ok(Verdict::Right));
-        assert_eq!(verdict(&[&good, crypt], b"pw").await, Ok(Verdict::Right));
-        assert_eq!(verdict(&[&good, crypt], b"no").await, Ok(Verdict::Unknown));
-        assert_eq!(verdict(&[&good], b"no").await, Ok(Verdict::Wrong));
-        assert_eq!(verdict(&[], b"no").await, Ok(Verdict::Wrong));
-    }
-
-    #[tokio::test]
-    async fn a_flood_is_bounded_and_told_to_come_later() {
-        let limits = PoolLimits { hashing_max: 1, waiting_max: 2, wait_max: Duration::from_secs(60) };
-        let pool = Pool::new(limits);
-        let logins = (0..10).map(|_| pool.verify(slow(), b"pw".to_vec()));
-        let results = futures_util::future::join_all(logins).await;
-        assert_eq!(results.iter().filter(|result| **result == Ok(Verdict::Right)).count(), 3);
-        assert_eq!(results.iter().filter(|result| result.is_err()).count(), 7);
-        // and it recovers
-        assert_eq!(pool.verify(slow(), b"pw".to_vec()).await, Ok(Verdict::Right));
-    }
-
-    #[tokio::test]
-    async fn nobody_waits_for_ever() {
-        let limits = PoolLimits { hashing_max: 1, waiting_max: 2, wait_max: Duration::ZERO };
-        let pool = Pool::new(limits);
-        let (first, second) = tokio::join!(pool.verify(slow(), b"pw".to_vec()), pool.verify(slow(), b"pw".to_vec()));
-        assert_eq!(first, Ok(Verdict::Right));
-        assert!(second.is_err());
+    #[test]
+    fn a_class_is_scheme_and_cost() {
+        for (stored, expected) in [
+            ("{ssha}JFjlsWA/s7OcD3F5VqA5dDwesFFzYWx0MTIzNA==", Some("SSHA")),
+            (MADE_ELSEWHERE[3].0, Some("ARGON2$argon2id$v=19$m=256,t=2,p=1")),
+            ("{CRYPT}$y$j75$abcdefgh$uXd7PJV/WfPU1JnkNp7yClp78wTE1oEawafWC/7XMC/", Some("CRYPT$y$j75")),
+            ("{CRYPT}$2b$05$abcdefghijklmnopqrstuuLfxTKLPlM1LC3VB8BF4Wu5EzVsrBYXC", Some("CRYPT$2b$05")),
+            (
+                "{crypt}$5$rounds=10000$saltstringsaltst$82Fbxa6P9VdB0fDpkXthXLML88V9WK7YbUKQ7f6ra82",
+                Some("CRYPT$5$rounds=10000"),
+            ),
+            ("{CRYPT}$5$saltstring$r1pG8g27Ividy4EpqKGrcbHsN67PLCyIM3lERtlu7g0", Some("CRYPT$5")),
+            ("hunter2", None),
+        ] {
+            assert_eq!(class(stored).as_deref(), expected, "{stored}");
+        }
     }
 
     proptest! {
         #[test]
-        fn any_stored_text_is_survived(text in "\\{?(SSHA|ARGON2|SSHA512)?\\}?.{0,80}", password in prop::collection::vec(any::<u8>(), 0..40)) {
+        fn any_stored_text_is_survived(text in "\\{?(SSHA|ARGON2|SSHA512|CRYPT)?\\}?(\\$(y|6|2b)\\$)?.{0,80}", password in prop::collection::vec(any::<u8>(), 0..40)) {
             prop_assert!(check(&text).is_err() || verify(&text, &password).is_ok());
         }
     }
