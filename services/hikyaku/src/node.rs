@@ -59,7 +59,10 @@ const GRPC_BYTES_MAX: usize = 4 << 20;
 
 /// A running machine.
 pub struct Node {
+    /// What takes, moves and shows mail; it can finish.
     tasks: Tasks,
+    /// What the others stand on: it goes on until they have finished.
+    ground: Tasks,
     shards: Shards,
     listeners: Vec<String>,
     socket: PathBuf,
@@ -74,10 +77,11 @@ impl Node {
     /// When anything cannot start; nothing is left running then.
     pub async fn start(config: Config) -> Result<Node> {
         let lock = DirectoryLock::take(&config.node.data_dir)?;
-        let tasks = Tasks::new();
+        let (tasks, ground) = (Tasks::new(), Tasks::new());
         let started = Starting {
             config: &config,
             tasks: &tasks,
+            ground: &ground,
             ambient: Arc::new(System),
         }
         .run()
@@ -85,6 +89,7 @@ impl Node {
         match started {
             Ok((shards, listeners, socket)) => Ok(Node {
                 tasks,
+                ground,
                 shards,
                 listeners,
                 socket,
@@ -93,6 +98,7 @@ impl Node {
             }),
             Err(error) => {
                 tasks.kill().await;
+                ground.kill().await;
                 Err(error)
             }
         }
@@ -116,6 +122,7 @@ impl Node {
                 "some connections or deliveries did not finish in time and were cut off; nothing accepted is lost"
             );
         }
+        self.ground.kill().await;
         let shards = self.shards;
         let flushed = tokio::task::spawn_blocking(move || {
             shards.flush();
@@ -128,6 +135,7 @@ impl Node {
 struct Starting<'a> {
     config: &'a Config,
     tasks: &'a Tasks,
+    ground: &'a Tasks,
     ambient: SharedAmbient,
 }
 
@@ -164,9 +172,10 @@ impl Starting<'_> {
         let Starting {
             config,
             tasks,
+            ground,
             ambient,
         } = &self;
-        let tasks: &Tasks = tasks;
+        let (tasks, ground): (&Tasks, &Tasks) = (tasks, ground);
         let (directory, read) = users::load(config).context("reading the directory")?;
         let directory = Arc::new(directory);
         for line in users::located(
@@ -180,11 +189,11 @@ impl Starting<'_> {
             FileBlobs::open(&config.node.data_dir.join("blobs"))
                 .context("opening the blob store")?,
         );
-        let shards = Shards::open(config, tasks, ambient)?;
-        let home = HomeService::new(tasks, shards.home.clone(), MboxOptions::default());
+        let shards = Shards::open(config, ground, ambient)?;
+        let home = HomeService::new(ground, shards.home.clone(), MboxOptions::default());
         let home_transport = in_process(HomeServer::new(home.clone()));
         let mailboxes = MailboxService::new(
-            tasks,
+            ground,
             shards.mailboxes.iter().cloned(),
             home_transport,
             MboxOptions::default(),
@@ -239,9 +248,9 @@ impl Starting<'_> {
         directory: Arc<LdifDirectory>,
         blobs: Arc<dyn Blobs>,
     ) -> QueueControl {
-        lead::begin(self.tasks, &shards.home.shard).await;
+        lead::begin(self.ground, &shards.home.shard).await;
         for mailbox in &shards.mailboxes {
-            lead::begin(self.tasks, &mailbox.shard).await;
+            lead::begin(self.ground, &mailbox.shard).await;
         }
         let mut placement = Placement::new();
         for (name, mbox) in &self.config.mbox {

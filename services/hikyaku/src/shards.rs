@@ -34,7 +34,7 @@ pub struct Shards {
     /// Mailboxes.
     pub mailboxes: Vec<LocalMailbox>,
     /// Flushers and caches of the stores; declared last, so that it goes last.
-    pub engines: Shared,
+    _engines: Shared,
 }
 
 impl Shards {
@@ -92,7 +92,7 @@ impl Shards {
             incoming,
             home,
             mailboxes,
-            engines,
+            _engines: engines,
         })
     }
 

@@ -22,7 +22,7 @@ const STEP_MAX_MS: u64 = 10 * 60 * 1000;
 /// Wait between tries to begin leading while the log takes no appends.
 const BEGIN_RETRY: Duration = Duration::from_millis(200);
 
-/// Leads `shard` until the node ends. Returns the epoch: the position of its `LeaderBegin` record.
+/// Leads `shard` until the node drains. Returns the epoch: the position of its `LeaderBegin` record.
 pub async fn begin<M: Machine>(tasks: &Tasks, shard: &Shard<M>) -> Position {
     let command = || {
         Command::LeaderBegin(LeaderBegin {
@@ -36,7 +36,14 @@ pub async fn begin<M: Machine>(tasks: &Tasks, shard: &Shard<M>) -> Position {
         }
     };
     let ticking = shard.clone();
-    tasks.spawn("shard clock", async move { tick_loop(&ticking).await });
+    let draining = tasks.draining();
+    tasks.spawn("shard clock", async move {
+        tokio::select! {
+            biased;
+            () = draining.cancelled() => {}
+            () = tick_loop(&ticking) => {}
+        }
+    });
     epoch
 }
 
