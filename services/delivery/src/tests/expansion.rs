@@ -148,7 +148,7 @@ async fn a_vanished_user_bounces_with_a_report() {
     assert!(!text.contains("hello"));
 }
 
-async fn read(body: &hikyaku_proto::v1::Body) -> String {
+pub async fn read(body: &hikyaku_proto::v1::Body) -> String {
     let blobs = hikyaku_blob::memory::MemoryBlobs::new();
     let mut reader = hikyaku_blob::body::BodyReader::open(&blobs, body)
         .await

@@ -1,5 +1,6 @@
 //! A leader over a simulated log, the real directory, and scripted mailbox shards.
 
+mod chaos;
 mod deliveries;
 mod expansion;
 mod site;

@@ -99,6 +99,8 @@ pub enum Says {
     Panic,
     /// Stores, and loses the answer.
     StoredUnanswered,
+    /// Does not answer, and stores after the caller has given up.
+    StoredLate,
 }
 
 #[derive(Clone, Debug)]
@@ -213,6 +215,15 @@ impl Mailbox for Mailboxes {
             Some(Says::OverQuota) => Answer::OverQuota(OverQuota {}),
             Some(Says::Disabled) => Answer::Disabled(Disabled {}),
             Some(Says::Busy) => Answer::Busy(Busy {}),
+            Some(Says::StoredLate) => {
+                let (late, account) = (self.clone(), deliver.account.clone());
+                #[allow(clippy::disallowed_methods)]
+                tokio::spawn(async move {
+                    tokio::time::sleep(Duration::from_secs(15)).await;
+                    late.store(id, request.shard, account);
+                });
+                std::future::pending().await
+            }
             Some(Says::StoredUnanswered) | None => self.store(id, request.shard, deliver.account),
         };
         if says == Some(Says::StoredUnanswered) {
@@ -354,6 +365,19 @@ impl Site {
             options,
             made: 0,
         }
+    }
+
+    /// Another node that believes it leads, over the same log.
+    pub fn rival(&self) -> Node {
+        let faults = self.disk.faults();
+        boot(
+            &self.disk,
+            faults,
+            &self.directory,
+            &self.mailboxes,
+            &self.clock,
+            &self.options,
+        )
     }
 
     /// The node crashes, and another one takes over from the log.

@@ -140,6 +140,24 @@ async fn a_dead_shard_stops_nobody_else_logs_nothing_and_expires_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn busy_and_failing_shards_are_no_result() {
+    for says in [Says::Busy, Says::Error] {
+        let mut site = Site::new(&people(), hasty());
+        site.mailboxes.state().always.insert("a-1".into(), says);
+        let id = site.accept("bob@example.jp", alice()).await;
+        tokio::time::sleep(Duration::from_secs(7200)).await;
+        let message = site.node.control.show(id).message.unwrap();
+        assert_eq!(message.recipients[0].attempts, 0);
+        assert_eq!(site.records().get("attempted"), None);
+        let calls = site.mailboxes.state().calls.len();
+        assert!((100..600).contains(&calls), "{calls} calls in two hours");
+        site.mailboxes.state().always.clear();
+        site.settle().await;
+        assert_eq!(site.mailboxes.copies(id), ["a-1"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn home_away_is_waited_for() {
     let mut site = Site::new(&people(), hasty());
     site.mailboxes.state().home_dead = true;
