@@ -17,6 +17,7 @@
 //! * [`table`]: the decision for one address (truth table), login names, accounts
 //! * [`ldif`]: RFC 2849 records
 //! * [`password`]: verifying and making stored passwords, in a bounded pool
+//! * [`throttle`]: slowing down those who guess
 //! * [`explain`]: what happens to an address, step by step
 //! * [`contract`]: the tests every directory runs
 
@@ -40,6 +41,7 @@ pub mod load;
 pub mod password;
 pub mod settings;
 pub mod table;
+pub mod throttle;
 
 /// Who recipients are and who may log in.
 pub trait Directory: Send + Sync + 'static {
