@@ -5,7 +5,7 @@
 //! them, and never reports "don't know" as "wrong" or "empty". The mail leaves from here to the user's program: the end of its way.
 //!
 //! # Layout
-//! * [`pop3`]: RFC 1939 with CAPA (2449), STLS (2595) and response codes (2449, 3206)
+//! * [`pop3`]: RFC 1939 with CAPA (2449), STLS (2595), AUTH PLAIN (5034), UTF8 (6856), response codes (2449, 3206)
 //! * [`mailboxes`]: the questions to Home and to mailbox shards, with deadlines, redirects and repeats
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]

@@ -20,6 +20,7 @@ use hikyaku_delivery::placement::Placement;
 use hikyaku_delivery::schedule::Schedule;
 use hikyaku_directory::Directory;
 use hikyaku_directory::ldif_directory::LdifDirectory;
+use hikyaku_directory::throttle::{Throttle, ThrottleLimits};
 use hikyaku_edge::backend::{Edge, EdgeBackend};
 use hikyaku_edge::recipient;
 use hikyaku_mail::path::ForwardPath;
@@ -213,6 +214,7 @@ impl Starting<'_> {
         });
         let deps = Arc::new(Pop3Deps {
             directory: directory.clone(),
+            throttle: Arc::new(Throttle::new(ThrottleLimits::default(), random_key(ambient))),
             mailboxes: Mailboxes::new(
                 services.home_client(),
                 services.mailbox_client(),
@@ -425,6 +427,15 @@ impl Starting<'_> {
         });
         Ok(path)
     }
+}
+
+/// A key of this process.
+fn random_key(ambient: &SharedAmbient) -> [u8; 32] {
+    let mut key = [0; 32];
+    for part in key.chunks_exact_mut(8) {
+        part.copy_from_slice(&ambient.random().to_le_bytes());
+    }
+    key
 }
 
 async fn rcpt_reply(directory: &dyn Directory, path: &ForwardPath) -> Reply {

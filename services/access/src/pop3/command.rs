@@ -1,4 +1,5 @@
-//! The grammar of POP3 commands (RFC 1939 section 3 and 9, RFC 2449 section 4, RFC 2595 section 4).
+//! The grammar of POP3 commands (RFC 1939 section 3 and 9, RFC 2449 section 4, RFC 2595 section 4, RFC 5034 section 4,
+//! RFC 6856 section 2).
 //!
 //! A keyword of any case, then arguments after a single space; spaces at the end of other arguments than a password are
 //! forgiven. A name or password with a control character is refused. From here a command goes to [`crate::pop3::session`].
@@ -16,6 +17,12 @@ pub enum Command {
     User(String),
     /// `PASS string`
     Pass(Password),
+    /// `AUTH`, which asks for the mechanisms; not in RFC 5034, and asked by many all the same
+    Mechanisms,
+    /// `AUTH PLAIN [initial-response]`, the response still in base64
+    AuthPlain(Option<Password>),
+    /// `UTF8`
+    Utf8,
     /// `STLS`
     Stls,
     /// `STAT`
@@ -48,6 +55,11 @@ pub enum Command {
 pub struct Password(Vec<u8>);
 
 impl Password {
+    /// What a client sent as, or with, its password.
+    pub fn new(octets: Vec<u8>) -> Password {
+        Password(octets)
+    }
+
     /// The octets, for the directory only.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -67,6 +79,8 @@ pub enum CommandError {
     Unknown,
     /// Arguments are missing, too many or not what they should be.
     Arguments,
+    /// AUTH with a mechanism that is not offered.
+    Mechanism,
 }
 
 impl From<CommandError> for Reply {
@@ -74,6 +88,7 @@ impl From<CommandError> for Reply {
         Reply::err(match error {
             CommandError::Unknown => "unknown command",
             CommandError::Arguments => "these arguments are not understood",
+            CommandError::Mechanism => "only PLAIN is offered",
         })
     }
 }
@@ -98,6 +113,8 @@ impl Command {
             b"CAPA" => none(arguments, Command::Capa),
             b"USER" => Ok(Command::User(name(arguments)?)),
             b"PASS" => Ok(Command::Pass(password(arguments)?)),
+            b"AUTH" => auth(arguments),
+            b"UTF8" => none(arguments, Command::Utf8),
             b"STLS" => none(arguments, Command::Stls),
             b"STAT" => none(arguments, Command::Stat),
             b"LIST" => Ok(Command::List(optional_number(arguments)?)),
@@ -157,6 +174,26 @@ fn name(argument: &[u8]) -> Result<String, CommandError> {
     Ok(text.to_owned())
 }
 
+fn auth(arguments: &[u8]) -> Result<Command, CommandError> {
+    let arguments = arguments.trim_ascii_end();
+    if arguments.is_empty() {
+        return Ok(Command::Mechanisms);
+    }
+    let (mechanism, response) = match memchr::memchr(b' ', arguments) {
+        Some(space) => (&arguments[..space], Some(&arguments[space + 1..])),
+        None => (arguments, None),
+    };
+    if !mechanism.eq_ignore_ascii_case(b"PLAIN") {
+        return Err(CommandError::Mechanism);
+    }
+    let response = response.map(|response| match response {
+        // RFC 5034 section 4: an empty one
+        b"=" => Vec::new(),
+        response => response.to_vec(),
+    });
+    Ok(Command::AuthPlain(response.map(Password)))
+}
+
 /// RFC 1939 section 7: the one argument of PASS may hold spaces, so all of the line belongs to it.
 fn password(argument: &[u8]) -> Result<Password, CommandError> {
     if argument.is_empty() || argument.iter().any(u8::is_ascii_control) {
@@ -206,7 +243,23 @@ mod tests {
             (" NOOP", Err(CommandError::Unknown)),
             ("NOOPS", Err(CommandError::Unknown)),
             ("TO", Err(CommandError::Unknown)),
-            ("AUTH PLAIN", Err(CommandError::Unknown)),
+            ("AUTH", Ok(Command::Mechanisms)),
+            ("auth ", Ok(Command::Mechanisms)),
+            ("AUTH PLAIN", Ok(Command::AuthPlain(None))),
+            ("auth plain ", Ok(Command::AuthPlain(None))),
+            (
+                "AUTH PLAIN =",
+                Ok(Command::AuthPlain(Some(Password(Vec::new())))),
+            ),
+            (
+                "AUTH PLAIN AGE=",
+                Ok(Command::AuthPlain(Some(Password(b"AGE=".to_vec())))),
+            ),
+            ("AUTH PLAINS", Err(CommandError::Mechanism)),
+            ("AUTH LOGIN", Err(CommandError::Mechanism)),
+            ("AUTH CRAM-MD5", Err(CommandError::Mechanism)),
+            ("UTF8", Ok(Command::Utf8)),
+            ("UTF8 x", Err(CommandError::Arguments)),
             ("APOP alice 0", Err(CommandError::Unknown)),
             ("NOOP x", Err(CommandError::Arguments)),
             ("USER", Err(CommandError::Arguments)),
@@ -238,6 +291,10 @@ mod tests {
             format!("{:?}", Command::parse(b"PASS secret").unwrap()),
             "Pass(Password(..))"
         );
+        assert_eq!(
+            format!("{:?}", Command::parse(b"AUTH PLAIN secret").unwrap()),
+            "AuthPlain(Some(Password(..)))"
+        );
     }
 
     /// Octets that come close to commands.
@@ -247,6 +304,8 @@ mod tests {
             Just("list"),
             Just("USER"),
             Just("PASS"),
+            Just("AUTH"),
+            Just("PLAIN"),
             Just("RETR"),
             Just("UIDL"),
             Just(" "),

@@ -10,19 +10,20 @@ use std::time::Duration;
 use bytes::Bytes;
 use hikyaku_blob::BlobError;
 use hikyaku_blob::body::BodyReader;
+use hikyaku_directory::throttle::Admission;
 use hikyaku_directory::{Account, LoginError, Unavailable};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::mailboxes::{Fetched, OpenError};
 use crate::pop3::command::{Command, Password};
-use crate::pop3::line::Line;
+use crate::pop3::line::{LINE_BYTES_MAX, Line, RESPONSE_BYTES_MAX};
 use crate::pop3::maildrop::{MailboxRef, Maildrop};
 use crate::pop3::multiline::Multiline;
 use crate::pop3::reply::{Reply, ResponseCode};
 use crate::pop3::server::{Ending, Visit};
 use crate::pop3::session::{Action, Channel, Listing, Retrieve, Session};
-use crate::pop3::wire::Wire;
+use crate::pop3::wire::{Closed, Wire};
 
 /// Content encoded before the output is looked at: bounds by how much it overshoots.
 const CONTENT_BYTES_STEP: usize = 16 << 10;
@@ -39,6 +40,8 @@ pub(super) struct Conversation<'a, S> {
 enum Refused {
     /// No such login, or not its password.
     Wrong,
+    /// Its password was not looked at.
+    Throttled,
     /// It may not log in.
     Closed,
     /// Not known now; the reason is for the log.
@@ -76,19 +79,33 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
 
     async fn turn(&mut self) -> Result<(), Ending> {
         let options = &self.visit.options;
-        let drain_patience = match self.session {
-            Session::Transaction(_) => options.drain_patience,
-            Session::Authorization { .. } | Session::Update => Duration::ZERO,
+        let (idle, drain_patience) = match self.session {
+            Session::Transaction(_) => (options.idle_timeout, options.drain_patience),
+            Session::Authorization { .. } | Session::Challenged | Session::Update => {
+                let left = self
+                    .visit
+                    .login_deadline
+                    .saturating_duration_since(Instant::now());
+                (left.min(options.idle_timeout), Duration::ZERO)
+            }
+        };
+        // what was read ahead must not outlive it
+        if idle.is_zero() {
+            return Err(Closed::Idle.into());
+        }
+        let is_response = matches!(self.session, Session::Challenged);
+        let bytes_max = if is_response {
+            RESPONSE_BYTES_MAX
+        } else {
+            LINE_BYTES_MAX
         };
         match self
             .wire
-            .line(
-                options.idle_timeout,
-                self.visit.drain.clone(),
-                drain_patience,
-            )
+            .line(bytes_max, idle, self.visit.drain.clone(), drain_patience)
             .await?
         {
+            Line::Complete(response) if is_response => self.response(Some(&response)).await,
+            Line::TooLong if is_response => self.response(None).await,
             Line::Complete(line) => match Command::parse(&line) {
                 Ok(command) => self.command(command).await,
                 Err(error) => self.error(error.into()),
@@ -114,9 +131,23 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
         let session = std::mem::replace(&mut self.session, Session::Update);
         let (session, action) = session.on_command(command, self.channel);
         self.session = session;
+        self.act(action).await
+    }
+
+    async fn response(&mut self, response: Option<&[u8]>) -> Result<(), Ending> {
+        let session = std::mem::replace(&mut self.session, Session::Update);
+        let (session, action) = session.on_response(response);
+        self.session = session;
+        self.act(action).await
+    }
+
+    async fn act(&mut self, action: Action) -> Result<(), Ending> {
         match action {
             Action::Reply(reply) => self.wire.reply(&reply),
             Action::Capabilities => self.capabilities(),
+            Action::Mechanisms => self.mechanisms(),
+            // RFC 5034 section 4: `+`, space, and nothing
+            Action::Challenge => self.wire.output().extend_from_slice(b"+ \r\n"),
             Action::StartTls => return Err(self.start_tls().await),
             Action::Login { user, password } => self.login(&user, &password).await?,
             Action::List(listing) => self.list(listing).await?,
@@ -133,17 +164,27 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
     fn capabilities(&mut self) {
         self.wire.reply(&Reply::ok("capabilities follow"));
         let out = self.wire.output();
-        // RFC 2449 section 6, RFC 3206 section 4
+        // RFC 2449 section 6, RFC 3206 section 4, RFC 6856 section 2
         out.extend_from_slice(b"TOP\r\nUIDL\r\nRESP-CODES\r\nAUTH-RESP-CODE\r\nPIPELINING\r\n");
-        if matches!(self.session, Session::Authorization { .. }) {
-            if self.channel.login_allowed() {
-                out.extend_from_slice(b"USER\r\n");
-            }
-            if self.channel.stls_possible() {
-                out.extend_from_slice(b"STLS\r\n");
-            }
+        out.extend_from_slice(b"EXPIRE NEVER\r\nUTF8 USER\r\n");
+        // RFC 2449 section 5: what is possible before the login is announced after it, too
+        if self.channel.login_allowed() {
+            out.extend_from_slice(b"USER\r\nSASL PLAIN\r\n");
+        }
+        if self.channel.stls_possible() {
+            out.extend_from_slice(b"STLS\r\n");
         }
         out.extend_from_slice(b"IMPLEMENTATION Hikyaku\r\n.\r\n");
+    }
+
+    fn mechanisms(&mut self) {
+        self.wire.reply(&Reply::ok("mechanisms follow"));
+        let offered: &[u8] = if self.channel.login_allowed() {
+            b"PLAIN\r\n.\r\n"
+        } else {
+            b".\r\n"
+        };
+        self.wire.output().extend_from_slice(offered);
     }
 
     /// The reply is the last thing in the clear, and the command must have been the last thing too: whatever came with it was
@@ -185,6 +226,13 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
             Refused::Closed => (
                 "closed",
                 Reply::Err(Some(ResponseCode::Auth), "this account may not log in"),
+            ),
+            Refused::Throttled => (
+                "throttled",
+                Reply::Err(
+                    Some(ResponseCode::LoginDelay),
+                    "too many wrong passwords, try again later",
+                ),
             ),
             Refused::Unavailable(reason) => {
                 let text = "not available now, try again later";
@@ -343,11 +391,19 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
 impl Visit {
     async fn open(&self, user: &str, password: &Password) -> Result<(Account, Maildrop), Refused> {
         let deps = &self.deps;
+        let source = self.peer.ip();
+        match deps.throttle.admit(source, user) {
+            Admission::Throttled => return Err(Refused::Throttled),
+            Admission::After(delay) => self.pause(delay).await,
+        }
         let asked = deps.directory.authenticate(user, password.as_bytes());
         let answer = timeout(self.options.directory_timeout, asked).await;
         let account = match answer {
             Ok(Ok(account)) => account,
-            Ok(Err(LoginError::Wrong)) => return Err(Refused::Wrong),
+            Ok(Err(LoginError::Wrong)) => {
+                deps.throttle.wrong(source, user);
+                return Err(Refused::Wrong);
+            }
             Ok(Err(LoginError::Disabled)) => return Err(Refused::Closed),
             Ok(Err(LoginError::Unavailable(Unavailable { reason }))) => {
                 return Err(Refused::Unavailable(reason));
@@ -358,6 +414,7 @@ impl Visit {
                 ));
             }
         };
+        deps.throttle.right(source, user);
         match deps.mailboxes.open(&account.id).await {
             Ok(maildrop) => Ok((account, maildrop)),
             Err(OpenError::Closed) => Err(Refused::Closed),
@@ -373,11 +430,19 @@ impl Visit {
         let doubled = options
             .login_delay
             .saturating_mul(1 << self.failures.min(16));
+        let delay = doubled.min(options.login_delay_max);
         self.failures += 1;
+        self.pause(delay).await;
+    }
+
+    async fn pause(&self, delay: Duration) {
+        if delay.is_zero() {
+            return;
+        }
         tokio::select! {
             biased;
             () = self.drain.cancelled() => {}
-            () = sleep(doubled.min(options.login_delay_max)) => {}
+            () = sleep(delay) => {}
         }
     }
 

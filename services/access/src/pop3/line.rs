@@ -7,6 +7,9 @@ use bytes::{Buf, Bytes, BytesMut};
 
 /// The longest line, octets with its CRLF.
 pub const LINE_BYTES_MAX: usize = 255;
+/// The longest line that answers a challenge. RFC 5034 section 4: any length that the mechanism needs; a name, the same name
+/// again and a password of the length that the directory looks at, in base64.
+pub const RESPONSE_BYTES_MAX: usize = 2050;
 /// So much of one line is discarded before the peer is given up.
 const LINE_BYTES_DISCARDED_MAX: usize = 64 << 10;
 
@@ -15,7 +18,7 @@ const LINE_BYTES_DISCARDED_MAX: usize = 64 << 10;
 pub enum Line {
     /// A line, without its CRLF.
     Complete(Bytes),
-    /// A line over [`LINE_BYTES_MAX`]; it has ended.
+    /// A line over its limit; it has ended.
     TooLong,
     /// A CR without LF or an LF without CR.
     Malformed,
@@ -31,27 +34,28 @@ pub struct LineCutter {
 }
 
 impl LineCutter {
-    /// Cuts the first line off `input`; `None` when more input must come first, and then at most [`LINE_BYTES_MAX`] are kept.
-    pub fn cut(&mut self, input: &mut BytesMut) -> Option<Line> {
+    /// Cuts the first line of at most `bytes_max` off `input`; `None` when more input must come first, and then no more than
+    /// that is kept.
+    pub fn cut(&mut self, input: &mut BytesMut, bytes_max: usize) -> Option<Line> {
         let unseen = input.get(self.scanned..).unwrap_or_default();
         let Some(found) = memchr::memchr2(b'\r', b'\n', unseen) else {
             self.scanned = input.len();
-            return self.keep_bounded(input);
+            return self.keep_bounded(input, bytes_max);
         };
         let end = self.scanned + found;
         match input.get(end..) {
-            Some([b'\r', b'\n', ..]) => Some(self.complete(input, end)),
+            Some([b'\r', b'\n', ..]) => Some(self.complete(input, end, bytes_max)),
             Some([b'\r']) => {
                 // the next octet will explain it
                 self.scanned = end;
-                self.keep_bounded(input)
+                self.keep_bounded(input, bytes_max)
             }
             _ => Some(Line::Malformed),
         }
     }
 
-    fn keep_bounded(&mut self, input: &mut BytesMut) -> Option<Line> {
-        if input.len() > LINE_BYTES_MAX {
+    fn keep_bounded(&mut self, input: &mut BytesMut, bytes_max: usize) -> Option<Line> {
+        if input.len() > bytes_max {
             input.advance(self.scanned);
             self.discarded += self.scanned;
             self.scanned = 0;
@@ -59,8 +63,8 @@ impl LineCutter {
         (self.discarded > LINE_BYTES_DISCARDED_MAX).then_some(Line::Endless)
     }
 
-    fn complete(&mut self, input: &mut BytesMut, end: usize) -> Line {
-        let fits = self.discarded == 0 && end + 2 <= LINE_BYTES_MAX;
+    fn complete(&mut self, input: &mut BytesMut, end: usize, bytes_max: usize) -> Line {
+        let fits = self.discarded == 0 && end + 2 <= bytes_max;
         *self = LineCutter::default();
         let line = input.split_to(end).freeze();
         input.advance(2);
@@ -84,7 +88,7 @@ mod tests {
         let mut kept = 0;
         for piece in pieces {
             input.extend_from_slice(piece);
-            while let Some(line) = cutter.cut(&mut input) {
+            while let Some(line) = cutter.cut(&mut input, LINE_BYTES_MAX) {
                 let last = matches!(line, Line::Malformed | Line::Endless);
                 lines.push(line);
                 if last {

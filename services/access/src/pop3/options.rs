@@ -12,6 +12,9 @@ pub struct Pop3Options {
     pub login: Login,
     /// For one whole command to arrive. RFC 1939 section 3 asks for at least 10 minutes.
     pub idle_timeout: Duration,
+    /// From the banner to a login, whatever is said in between. The ten minutes are a user's, so that a pause loses no session; a
+    /// stranger has none to lose, and must not hold a place that users wait for.
+    pub login_timeout: Duration,
     /// For the peer to take one batch of output, some 64 KiB at most.
     pub write_timeout: Duration,
     /// For a TLS handshake.
@@ -47,6 +50,7 @@ impl Default for Pop3Options {
         Pop3Options {
             login: Login::TlsOnly,
             idle_timeout: Duration::from_secs(600),
+            login_timeout: Duration::from_secs(180),
             write_timeout: Duration::from_secs(60),
             handshake_timeout: Duration::from_secs(30),
             directory_timeout: Duration::from_secs(15),

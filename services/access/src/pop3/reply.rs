@@ -7,6 +7,9 @@ use std::borrow::Cow;
 pub enum ResponseCode {
     /// The credentials, or what they may do.
     Auth,
+    /// Not looked at: too many wrong passwords lately. RFC 2449 has it for who comes back too early; unlike AUTH it makes no
+    /// program ask its user for another password.
+    LoginDelay,
     /// Ours, and it will pass.
     SysTemp,
     /// Ours, and somebody must look at it.
@@ -17,6 +20,7 @@ impl ResponseCode {
     fn as_str(self) -> &'static str {
         match self {
             ResponseCode::Auth => "[AUTH] ",
+            ResponseCode::LoginDelay => "[LOGIN-DELAY] ",
             ResponseCode::SysTemp => "[SYS/TEMP] ",
             ResponseCode::SysPerm => "[SYS/PERM] ",
         }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use hikyaku_blob::Blobs;
 use hikyaku_directory::Directory;
+use hikyaku_directory::throttle::Throttle;
 use hikyaku_mail::id::AccountId;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +23,8 @@ use crate::pop3::wire::Closed;
 pub struct Pop3Deps {
     /// May this user log in.
     pub directory: Arc<dyn Directory>,
+    /// Who has guessed too much; one for all listeners.
+    pub throttle: Arc<Throttle>,
     /// Where the mail is.
     pub mailboxes: Mailboxes,
     /// Where large bodies are.
@@ -97,11 +100,13 @@ pub async fn serve_pop3<S>(
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (failures, errors, tls_on) = (0, 0, false);
+    let login_deadline = Instant::now() + options.login_timeout;
     let mut visit = Visit {
         peer,
         deps,
         options,
         drain,
+        login_deadline,
         failures,
         errors,
         tls: tls_on,
@@ -128,6 +133,8 @@ pub(super) struct Visit {
     pub(super) deps: Arc<Pop3Deps>,
     pub(super) options: Arc<Pop3Options>,
     pub(super) drain: CancellationToken,
+    /// When it must have logged in.
+    pub(super) login_deadline: Instant,
     /// Logins that failed.
     pub(super) failures: u32,
     /// Lines that were no commands.

@@ -1,9 +1,10 @@
-//! The states of a POP3 session and what each command means in them (RFC 1939 sections 4 to 6). No I/O: the server does what
+//! The states of a POP3 session and what each command means in them (RFC 1939 sections 4 to 6, RFC 5034, RFC 6856). No I/O: the server does what
 //! the [`Action`] says, and only it can open the maildrop that makes a [`Session::Transaction`].
 
 use crate::pop3::command::{Command, Password};
 use crate::pop3::maildrop::{Absent, MailboxRef, Maildrop};
 use crate::pop3::reply::{Reply, ResponseCode};
+use crate::pop3::sasl;
 
 /// What the connection is like, apart from what the client said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub enum Session {
         /// From USER, for the PASS that follows at once.
         user: Option<String>,
     },
+    /// AUTH was said, and the next line is no command but the answer to our challenge.
+    Challenged,
     /// Logged in, with a maildrop open.
     Transaction(Maildrop),
     /// QUIT was said: nothing but the end follows.
@@ -49,6 +52,10 @@ pub enum Action {
     Reply(Reply),
     /// List what is possible now.
     Capabilities,
+    /// List the SASL mechanisms.
+    Mechanisms,
+    /// Send an empty challenge.
+    Challenge,
     /// Say yes, forget everything, speak TLS.
     StartTls,
     /// Ask the directory, and on success go on in [`Session::Transaction`].
@@ -108,8 +115,29 @@ impl Session {
         match self {
             Session::Authorization { user } => authorization(user, command, channel),
             Session::Transaction(maildrop) => transaction(maildrop, command),
+            // a command is a response that is not one
+            Session::Challenged => (Session::default(), reply(sasl::SaslError::Malformed.into())),
             Session::Update => (Session::Update, reply(Reply::err("session has ended"))),
         }
+    }
+
+    /// What `response`, the line after a challenge, does. It is `None` if it was too long to be one.
+    #[must_use]
+    pub fn on_response(self, response: Option<&[u8]>) -> (Session, Action) {
+        match (self, response) {
+            (Session::Challenged, Some(response)) => (Session::default(), plain(response)),
+            (Session::Challenged, None) => {
+                (Session::default(), reply(sasl::SaslError::Malformed.into()))
+            }
+            (other, _) => (other, reply(Reply::err("there was no challenge"))),
+        }
+    }
+}
+
+fn plain(response: &[u8]) -> Action {
+    match sasl::plain(response) {
+        Ok((user, password)) => Action::Login { user, password },
+        Err(error) => reply(error.into()),
     }
 }
 
@@ -125,7 +153,7 @@ fn authorization(user: Option<String>, command: Command, channel: Channel) -> (S
         Command::Stls if channel.stls_possible() => (kept(None), Action::StartTls),
         Command::Stls if channel.tls => (kept(None), reply(Reply::err("TLS is on already"))),
         Command::Stls => (kept(None), reply(Reply::err("TLS is not offered here"))),
-        Command::User(_) | Command::Pass(_) if !channel.login_allowed() => {
+        Command::User(_) | Command::Pass(_) | Command::AuthPlain(_) if !channel.login_allowed() => {
             // RFC 2595 section 2.2
             (
                 kept(None),
@@ -140,6 +168,11 @@ fn authorization(user: Option<String>, command: Command, channel: Channel) -> (S
             Some(user) => (kept(None), Action::Login { user, password }),
             None => (kept(None), reply(Reply::err("USER comes first"))),
         },
+        Command::Mechanisms => (kept(None), Action::Mechanisms),
+        Command::AuthPlain(None) => (Session::Challenged, Action::Challenge),
+        Command::AuthPlain(Some(response)) => (kept(None), plain(response.as_bytes())),
+        // RFC 6856 section 2: what we send is UTF-8 in any case
+        Command::Utf8 => (kept(None), reply(Reply::ok("UTF-8 it is"))),
         Command::Quit => (Session::Update, Action::Goodbye),
         Command::Stat
         | Command::List(_)
@@ -155,9 +188,12 @@ fn authorization(user: Option<String>, command: Command, channel: Channel) -> (S
 fn transaction(mut maildrop: Maildrop, command: Command) -> (Session, Action) {
     let action = match command {
         Command::Capa => Action::Capabilities,
-        Command::User(_) | Command::Pass(_) | Command::Stls => {
-            reply(Reply::err("you are logged in already"))
-        }
+        Command::User(_)
+        | Command::Pass(_)
+        | Command::Mechanisms
+        | Command::AuthPlain(_)
+        | Command::Utf8
+        | Command::Stls => reply(Reply::err("you are logged in already")),
         Command::Stat => reply(Reply::ok(format!(
             "{} {}",
             maildrop.count(),
@@ -266,7 +302,8 @@ mod tests {
             }),
             1 => prop_oneof![
                 Just("STAT"), Just("LIST"), Just("UIDL"), Just("RSET"), Just("NOOP"), Just("CAPA"), Just("USER u"),
-                Just("PASS p"), Just("STLS"), Just("QUIT"),
+                Just("PASS p"), Just("STLS"), Just("QUIT"), Just("AUTH"), Just("UTF8"), Just("AUTH PLAIN"),
+                Just("AUTH PLAIN AGEAYg=="), Just("AUTH PLAIN ="), Just("AGEAYg=="), Just("*"),
             ].prop_map(str::to_owned),
         ]
     }
@@ -275,12 +312,20 @@ mod tests {
     struct Model {
         logged_in: bool,
         named: bool,
+        challenged: bool,
         ended: bool,
         marked: [bool; 4],
     }
 
     impl Model {
         fn check(&mut self, line: &str, channel: Channel, action: &Action) {
+            if self.challenged {
+                self.challenged = false;
+                return match line {
+                    "AGEAYg==" => assert!(matches!(action, Action::Login { .. })),
+                    _ => assert!(matches!(action, Action::Reply(Reply::Err(..))), "{line}"),
+                };
+            }
             let (verb, number) = (
                 &line[..4],
                 line.split(' ')
@@ -293,7 +338,7 @@ mod tests {
                 return assert!(err, "{line} after QUIT");
             }
             if !self.logged_in {
-                return self.check_authorization(verb, channel, action, ok, err);
+                return self.check_authorization(line, channel, action, ok, err);
             }
             let live = number.map(|number| (1..=4).contains(&number) && !self.marked[number - 1]);
             match (verb, live) {
@@ -343,13 +388,14 @@ mod tests {
 
         fn check_authorization(
             &mut self,
-            verb: &str,
+            line: &str,
             channel: Channel,
             action: &Action,
             ok: bool,
             err: bool,
         ) {
             let login = channel.tls || channel.cleartext_login;
+            let verb = &line[..4];
             match verb {
                 "CAPA" => return assert_eq!(action, &Action::Capabilities),
                 "USER" => {
@@ -362,6 +408,15 @@ mod tests {
                 } else {
                     err
                 }),
+                "AUTH" if line == "AUTH" => assert_eq!(action, &Action::Mechanisms),
+                "AUTH" if !login => assert!(err),
+                "AUTH" if line == "AUTH PLAIN" => {
+                    self.challenged = true;
+                    assert_eq!(action, &Action::Challenge);
+                }
+                "AUTH" if line == "AUTH PLAIN =" => assert!(err),
+                "AUTH" => assert!(matches!(action, Action::Login { .. })),
+                "UTF8" => assert!(ok),
                 "STLS" if channel.stls && !channel.tls => assert_eq!(action, &Action::StartTls),
                 "QUIT" => {
                     self.ended = true;
@@ -390,10 +445,18 @@ mod tests {
             tls in any::<bool>(), stls in any::<bool>(), cleartext_login in any::<bool>(),
         ) {
             let channel = Channel { tls, stls, cleartext_login };
-            let mut model = Model { logged_in: logged_in_first, named: false, ended: false, marked: [false; 4] };
+            let mut model = Model { logged_in: logged_in_first, named: false, challenged: false, ended: false, marked: [false; 4] };
             let mut session = if logged_in_first { logged_in() } else { Session::default() };
             for line in lines {
-                let (next, action) = session.on_command(Command::parse(line.as_bytes()).unwrap(), channel);
+                let (next, action) = match (session, Command::parse(line.as_bytes())) {
+                    (session @ Session::Challenged, _) => session.on_response(Some(line.as_bytes())),
+                    (session, Ok(command)) => session.on_command(command, channel),
+                    // what is no command the session never sees
+                    (unchanged, Err(_)) => {
+                        session = unchanged;
+                        continue;
+                    }
+                };
                 model.check(&line, channel, &action);
                 session = next;
                 if matches!(action, Action::Login { .. }) {
@@ -402,6 +465,10 @@ mod tests {
                 }
                 let state = match &session {
                     Session::Authorization { user } => (false, false, user.is_some()),
+                    Session::Challenged => {
+                        assert!(model.challenged);
+                        (false, false, false)
+                    }
                     Session::Transaction(_) => (true, false, false),
                     Session::Update => (model.logged_in, true, false),
                 };

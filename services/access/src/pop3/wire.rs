@@ -65,15 +65,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         !self.input.is_empty()
     }
 
-    /// The next line, all of which must come within `idle`; sends what is to be sent before waiting for it.
+    /// The next line of at most `bytes_max`, all of which must come within `idle`; sends what is to be sent before waiting for it.
     /// Once `drain` ends, a line is waited for no longer than `drain_patience`.
     pub async fn line(
         &mut self,
+        bytes_max: usize,
         idle: Duration,
         drain: CancellationToken,
         drain_patience: Duration,
     ) -> Result<Line, Closed> {
-        if let Some(line) = self.cutter.cut(&mut self.input) {
+        if let Some(line) = self.cutter.cut(&mut self.input, bytes_max) {
             return Ok(line);
         }
         self.flush().await?;
@@ -87,7 +88,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         tokio::select! {
             biased;
             () = drained => Err(Closed::Drained),
-            line = timeout(idle, read_line(&mut self.stream, &mut self.input, &mut self.cutter)) => {
+            line = timeout(idle, read_line(&mut self.stream, &mut self.input, &mut self.cutter, bytes_max)) => {
                 line.unwrap_or(Err(Closed::Idle))
             }
         }
@@ -142,6 +143,7 @@ async fn read_line<S: AsyncRead + Unpin>(
     stream: &mut S,
     input: &mut BytesMut,
     cutter: &mut LineCutter,
+    bytes_max: usize,
 ) -> Result<Line, Closed> {
     loop {
         input.reserve(INPUT_BYTES_STEP);
@@ -150,7 +152,7 @@ async fn read_line<S: AsyncRead + Unpin>(
             Ok(0) | Err(_) => return Err(Closed::Lost),
             Ok(_) => {}
         }
-        if let Some(line) = cutter.cut(input) {
+        if let Some(line) = cutter.cut(input, bytes_max) {
             return Ok(line);
         }
     }

@@ -98,7 +98,10 @@ async fn capabilities_before_and_after_login() {
         S: RESP-CODES
         S: AUTH-RESP-CODE
         S: PIPELINING
+        S: EXPIRE NEVER
+        S: UTF8 USER
         S: USER
+        S: SASL PLAIN
         S: IMPLEMENTATION Hikyaku
         S: .
         C: USER alice
@@ -112,6 +115,10 @@ async fn capabilities_before_and_after_login() {
         S: RESP-CODES
         S: AUTH-RESP-CODE
         S: PIPELINING
+        S: EXPIRE NEVER
+        S: UTF8 USER
+        S: USER
+        S: SASL PLAIN
         S: IMPLEMENTATION Hikyaku
         S: .
         C: QUIT

@@ -89,8 +89,7 @@ async fn an_idle_session_ends_after_ten_minutes_without_a_word() {
 #[tokio::test(start_paused = true)]
 async fn octets_that_trickle_do_not_reset_the_idle_timer() {
     let site = Site::new();
-    let mut client = site.connect();
-    client.play("S: +OK*").await;
+    let mut client = site.log_in().await;
     let begun = Instant::now();
     for _ in 0..9 {
         sleep(Duration::from_secs(60)).await;

@@ -1,4 +1,4 @@
-//! POP3 dialogues against a peer double of Home and mailbox shards: RFC 1939, 2449, 2595, 3206.
+//! POP3 dialogues against a peer double of Home and mailbox shards: RFC 1939, 2449, 2595, 3206, 5034, 6856.
 
 #![allow(
     clippy::unwrap_used,
@@ -7,10 +7,12 @@
     missing_docs
 )]
 
+mod auth;
 mod client;
 mod content;
 mod dialogues;
 mod ends;
 mod logins;
 mod support;
+mod throttle;
 mod tls;

@@ -12,6 +12,7 @@ use hikyaku_access::pop3::server::{Pop3Deps, serve_pop3};
 use hikyaku_blob::Blobs;
 use hikyaku_blob::body::inline_body;
 use hikyaku_blob::memory::MemoryBlobs;
+use hikyaku_directory::throttle::{Throttle, ThrottleLimits};
 use hikyaku_directory::{Account, AccountState, Directory, LoginError, Resolution, Unavailable};
 use hikyaku_mail::id::AccountId;
 use hikyaku_mail::path::Mailbox as Address;
@@ -305,6 +306,7 @@ impl Ambient for Counter {
 pub struct Site {
     pub peers: Peers,
     pub staff: Arc<Staff>,
+    pub throttle: Arc<Throttle>,
     pub blobs: Arc<dyn Blobs>,
     pub options: Pop3Options,
     pub mailboxes: MailboxesOptions,
@@ -340,6 +342,7 @@ impl Site {
         Site {
             peers,
             staff: Arc::default(),
+            throttle: Arc::new(Throttle::new(ThrottleLimits::default(), [9; 32])),
             blobs: Arc::new(MemoryBlobs::new()),
             options: Pop3Options {
                 login: Login::Cleartext,
@@ -354,6 +357,10 @@ impl Site {
     }
 
     pub fn connect(&self) -> Client<DuplexStream> {
+        self.connect_from("127.0.0.1")
+    }
+
+    pub fn connect_from(&self, address: &str) -> Client<DuplexStream> {
         let (ours, theirs) = tokio::io::duplex(self.network_bytes);
         let peers = || self.peers.clone();
         let ambient = Arc::new(Counter(AtomicU64::new(
@@ -367,12 +374,13 @@ impl Site {
         );
         let deps = Pop3Deps {
             directory: self.staff.clone(),
+            throttle: self.throttle.clone(),
             mailboxes,
             blobs: self.blobs.clone(),
         };
         let served = serve_pop3(
             theirs,
-            "127.0.0.1:50000".parse().unwrap(),
+            (address.parse::<std::net::IpAddr>().unwrap(), 50000).into(),
             Arc::new(deps),
             Arc::new(self.options.clone()),
             self.tls.clone(),

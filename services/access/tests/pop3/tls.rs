@@ -77,7 +77,10 @@ async fn b35_stls_forgets_and_b36_is_said_once() {
             S: RESP-CODES
             S: AUTH-RESP-CODE
             S: PIPELINING
+            S: EXPIRE NEVER
+            S: UTF8 USER
             S: USER
+            S: SASL PLAIN
             S: STLS
             S: IMPLEMENTATION Hikyaku
             S: .
@@ -104,7 +107,10 @@ async fn b35_stls_forgets_and_b36_is_said_once() {
             S: RESP-CODES
             S: AUTH-RESP-CODE
             S: PIPELINING
+            S: EXPIRE NEVER
+            S: UTF8 USER
             S: USER
+            S: SASL PLAIN
             S: IMPLEMENTATION Hikyaku
             S: .
             C: USER alice
