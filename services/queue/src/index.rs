@@ -45,7 +45,8 @@ impl Tally {
 /// All live messages.
 #[derive(Debug, Default)]
 pub struct Index {
-    messages: BTreeMap<MessageId, Message>,
+    // boxed: the map's half-empty nodes stay small
+    messages: BTreeMap<MessageId, Box<Message>>,
     hash: SetHash,
     due: BTreeSet<(u64, MessageId, u32)>,
     pins: BTreeSet<(Position, MessageId)>,
@@ -56,13 +57,13 @@ pub struct Index {
 
 impl Index {
     /// Live messages.
-    pub fn messages(&self) -> &BTreeMap<MessageId, Message> {
+    pub fn messages(&self) -> &BTreeMap<MessageId, Box<Message>> {
         &self.messages
     }
 
     /// A live message.
     pub fn message(&self, id: MessageId) -> Option<&Message> {
-        self.messages.get(&id)
+        self.messages.get(&id).map(|message| &**message)
     }
 
     /// Octets of the live messages' records.
@@ -106,7 +107,7 @@ impl Index {
             .or_default();
         tally.messages += 1;
         tally.bytes += message.log_bytes;
-        self.messages.insert(id, message);
+        self.messages.insert(id, Box::new(message));
         self.refresh(id);
     }
 

@@ -111,3 +111,65 @@ impl Intake {
         lag > LAG_MAX || now.duration_since(since) > STALL_MAX
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Closed, Intake};
+    use crate::machine::{QueueMachine, QueueOptions};
+    use crate::testing::{accept, id, local};
+    use hikyaku_log::sim::{SimDisk, SimFaults, SimLog};
+    use hikyaku_log::{Class, ShardId};
+    use hikyaku_proto::v1::record::Command;
+    use hikyaku_serve::tasks::Tasks;
+    use hikyaku_shard::ambient::Ambient;
+    use hikyaku_shard::runtime::{Shard, ShardOptions};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    struct Counting(AtomicU64);
+
+    impl Ambient for Counting {
+        fn now_ms(&self) -> u64 {
+            0
+        }
+
+        fn random(&self) -> u64 {
+            self.0.fetch_add(1, Ordering::Relaxed)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_or_standing_shard_is_not_chosen() {
+        let tasks = Tasks::new();
+        let disk = SimDisk::new(1);
+        let shard = Shard::start(
+            &tasks,
+            ShardId::new(Class::Incoming, 0),
+            "test",
+            Arc::new(SimLog::open(&disk, SimFaults::none())),
+            Arc::new(Counting(AtomicU64::new(1))),
+            QueueMachine::new(QueueOptions {
+                queue_messages_max: 3,
+                ..QueueOptions::default()
+            }),
+            ShardOptions::default(),
+        );
+        let intake = Intake::new(&shard);
+        for n in 1..=3 {
+            assert_eq!(intake.check(), Ok(()));
+            let command = Command::Accept(accept(id(n), vec![local("a")]));
+            shard.propose(command).await.unwrap();
+        }
+        assert_eq!(intake.check(), Err(Closed::Full));
+        assert_eq!(intake.messages(), 3);
+        assert!(intake.bytes() > 1000);
+        // nobody applies any more, and something is to be applied
+        let log = shard.log().clone();
+        tasks.kill().await;
+        log.append(shard.id(), bytes::Bytes::new()).await.unwrap();
+        assert_eq!(intake.check(), Err(Closed::Full));
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        assert_eq!(intake.check(), Err(Closed::NotApplying));
+    }
+}

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use hikyaku_log::Position;
 use hikyaku_mail::id::MessageId;
+use hikyaku_proto::v1::outcome::Result as Attempt;
 use hikyaku_proto::v1::{Operate, Outcome, Routed};
 
 /// Something that happened to a message, without what the log alone needs to hold.
@@ -25,9 +26,9 @@ pub enum Fact {
     /// The edge takes the message back.
     Cancelled,
     /// An operator's order.
-    Operated(Operate),
+    Operated(Box<Operate>),
     /// Where a recipient goes.
-    Routed(Routed),
+    Routed(Box<Routed>),
 }
 
 /// A fact and where it is in the log.
@@ -39,6 +40,22 @@ pub struct KeptFact {
     pub time_ms: u64,
     /// What happened.
     pub fact: Fact,
+}
+
+impl KeptFact {
+    /// Without the replies' text, which only an operator reads.
+    fn slim(mut self) -> KeptFact {
+        if let Fact::Attempted(outcomes) = &mut self.fact {
+            for outcome in outcomes {
+                if let Some(Attempt::Deferred(deferred)) = &mut outcome.result
+                    && let Some(status) = &mut deferred.status
+                {
+                    status.text = String::new();
+                }
+            }
+        }
+        self
+    }
 }
 
 #[derive(Debug, Default)]
@@ -73,7 +90,12 @@ impl Kept {
     /// Remembers a fact.
     pub fn fact(&mut self, id: MessageId, kept: KeptFact) {
         self.order.insert((kept.position, id));
-        self.traces.entry(id).or_default().facts.push(kept);
+        let facts = &mut self.traces.entry(id).or_default().facts;
+        // most messages have one or two, and there are many messages
+        if facts.len() < 4 {
+            facts.reserve_exact(1);
+        }
+        facts.push(kept.slim());
     }
 
     /// The facts about `id` from position `from` on, in log order.

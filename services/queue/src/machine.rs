@@ -41,7 +41,7 @@ const CANCELS_MAX: usize = 10_000;
 /// Limits of one queue shard on one node. None of them changes what `apply` does.
 #[derive(Clone, Copy, Debug)]
 pub struct QueueOptions {
-    /// Live messages at which edges are told to choose another shard.
+    /// Live messages at which edges are told to choose another shard. One with a deferred recipient takes about 2.3 KB.
     pub queue_messages_max: u64,
     /// Octets of live messages at which edges are told to choose another shard.
     pub queue_bytes_max: u64,
@@ -57,7 +57,7 @@ pub struct QueueOptions {
 impl Default for QueueOptions {
     fn default() -> QueueOptions {
         QueueOptions {
-            queue_messages_max: 500_000,
+            queue_messages_max: 200_000,
             queue_bytes_max: 4 << 30,
             body_cache_bytes_max: 64 << 20,
             dedupe_window_ms: 0,
@@ -291,7 +291,7 @@ impl QueueMachine {
             return Answer::Void;
         }
         let id = std::mem::take(&mut operate.message_id);
-        self.fact(&id, position, time_ms, Fact::Operated(operate))
+        self.fact(&id, position, time_ms, Fact::Operated(Box::new(operate)))
     }
 
     fn bounce(&mut self, position: Position, time_ms: u64, bounce: Bounce) -> Answer {
@@ -476,7 +476,7 @@ impl Machine for QueueMachine {
             }
             Command::Routed(mut routed) => {
                 let id = std::mem::take(&mut routed.message_id);
-                self.fact(&id, position, time_ms, Fact::Routed(routed))
+                self.fact(&id, position, time_ms, Fact::Routed(Box::new(routed)))
             }
             Command::Attempted(attempted) => self.fact(
                 &attempted.message_id,

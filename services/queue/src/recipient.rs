@@ -360,10 +360,11 @@ fn remember(state: &mut RecipientState, time_ms: u64, status: Option<&Status>) {
         text: status.text.chars().take(REPLY_TEXT_MAX).collect(),
         ..status.clone()
     });
-    state.history.push(AttemptRecord { time_ms, status });
-    if state.history.len() > HISTORY_MAX {
+    if state.history.len() == HISTORY_MAX {
         state.history.remove(0);
     }
+    state.history.reserve_exact(1);
+    state.history.push(AttemptRecord { time_ms, status });
 }
 
 #[cfg(test)]

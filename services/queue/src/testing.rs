@@ -126,18 +126,18 @@ pub fn deferred(recipient: u32, due_ms: u64) -> Fact {
 }
 
 pub fn routed(recipient: u32, children: Vec<Recipient>) -> Fact {
-    Fact::Routed(Routed {
+    Fact::Routed(Box::new(Routed {
         recipient,
         children,
         ..Routed::default()
-    })
+    }))
 }
 
 pub fn operate(order: Order, recipients: &[u32]) -> Fact {
-    Fact::Operated(Operate {
+    Fact::Operated(Box::new(Operate {
         order: order.into(),
         recipients: recipients.to_vec(),
         reason: "test".into(),
         ..Operate::default()
-    })
+    }))
 }
