@@ -28,7 +28,11 @@ fn entries(alice: &str) -> Vec<String> {
     let mut entries = people();
     entries[0] = user("alice", alice, "mbox1");
     entries.push(forward("info", "team@example.jp"));
-    entries.push(group("team", &["alice@example.jp", "carol@example.jp", "gone@example.jp"], ""));
+    entries.push(group(
+        "team",
+        &["alice@example.jp", "carol@example.jp", "gone@example.jp"],
+        "",
+    ));
     entries
 }
 
@@ -150,7 +154,10 @@ async fn check(
     let state = site.mailboxes.state();
     *seen.entry("voids").or_default() += state.voided.len() as u64;
     *seen.entry("repeats").or_default() += (state.calls.len() - state.stored.len()) as u64;
-    let rerouted = state.stored.values().filter(|(account, _)| account == "a-2");
+    let rerouted = state
+        .stored
+        .values()
+        .filter(|(account, _)| account == "a-2");
     *seen.entry("rerouted").or_default() += rerouted.count() as u64;
     let (start, carried) = (
         hikyaku_log::Log::bounds(&*site.node.log, super::site::QUEUE).start,
@@ -167,14 +174,20 @@ async fn reports(site: &Site) -> BTreeMap<String, usize> {
     let mut texts = BTreeMap::new();
     for call in calls.iter().filter(|call| call.account == "b-1") {
         let text = super::expansion::read(&call.body).await;
-        let own = text.split("Message-ID: <").nth(1).and_then(|rest| rest.split('@').next());
+        let own = text
+            .split("Message-ID: <")
+            .nth(1)
+            .and_then(|rest| rest.split('@').next());
         texts.insert(own.unwrap().to_owned(), text);
     }
     let mut reports = BTreeMap::new();
     for (own, text) in texts {
         let copies = site.mailboxes.copies(own.parse().unwrap());
         assert_eq!(copies, ["b-1"], "one copy of each report");
-        let about = text.split("Its queue id was ").nth(1).and_then(|rest| rest.split('.').next());
+        let about = text
+            .split("Its queue id was ")
+            .nth(1)
+            .and_then(|rest| rest.split('.').next());
         *reports.entry(about.unwrap().to_owned()).or_default() += 1;
     }
     reports
@@ -194,7 +207,9 @@ fn every_recipient_ends_once() {
         }
     }
     println!("{seen:?}");
-    for what in ["copies", "reports", "voids", "repeats", "rerouted", "cut", "carried"] {
+    for what in [
+        "copies", "reports", "voids", "repeats", "rerouted", "cut", "carried",
+    ] {
         assert!(seen[what] > 0, "{what} never happened: {seen:?}");
     }
 }

@@ -21,7 +21,13 @@ use hikyaku_proto::v1::home_server::{Home, HomeServer};
 use hikyaku_proto::v1::mailbox_client::MailboxClient;
 use hikyaku_proto::v1::mailbox_server::{Mailbox, MailboxServer};
 use hikyaku_proto::v1::recipient::Target;
-use hikyaku_proto::v1::*;
+use hikyaku_proto::v1::{
+    Accept, Body, Busy, ClaimReply, ClaimRequest, DeliverReply, DeliverRequest, Disabled, Envelope,
+    ExpandTarget, ExpungeReply, ExpungeRequest, FetchReply, FetchRequest, LocalTarget, LookupReply,
+    LookupRequest, MaildropPage, NotOwner, OpenMaildropRequest, OverQuota, QueueListRequest,
+    Recipient, Record, Stored, VoidReply, VoidRequest, Voided, deliver_reply, recipient_state,
+    record, void_reply,
+};
 use hikyaku_queue::machine::{QueueMachine, QueueOptions};
 use hikyaku_serve::tasks::Tasks;
 use hikyaku_shard::ambient::Ambient;
