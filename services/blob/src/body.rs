@@ -12,7 +12,7 @@ use hikyaku_proto::v1::{BlobRef, Body, body::Content};
 use crate::{BlobError, BlobReader, BlobWriter, Blobs};
 
 /// Content up to this many octets stays inside log records.
-pub const INLINE_MAX: usize = 128 * 1024;
+pub const INLINE_MAX: usize = hikyaku_proto::INLINE_BYTES_MAX;
 /// zstd's own default: the best ratio that costs no latency.
 const ZSTD_LEVEL: i32 = 3;
 /// Chunks handed out by [`BodyReader`].

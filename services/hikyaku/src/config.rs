@@ -34,6 +34,8 @@ pub struct Config {
     pub log: Log,
     /// Mailbox stores.
     pub store: Store,
+    /// Large bodies.
+    pub blobs: Blobs,
 }
 
 /// `[node]`
@@ -154,6 +156,25 @@ pub struct Store {
     pub flush_interval: Interval,
 }
 
+/// `[blobs]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Blobs {
+    /// How often blobs that nobody names are looked for.
+    pub sweep_interval: Interval,
+    /// How long a blob must have been named by nobody before it is deleted.
+    pub keep_unnamed: Interval,
+}
+
+impl Default for Blobs {
+    fn default() -> Blobs {
+        Blobs {
+            sweep_interval: Interval(Duration::from_secs(3600)),
+            keep_unnamed: Interval(Duration::from_secs(86400)),
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
@@ -166,6 +187,7 @@ impl Default for Config {
             queue: Queue::default(),
             log: Log::default(),
             store: Store::default(),
+            blobs: Blobs::default(),
         }
     }
 }
@@ -219,7 +241,7 @@ impl Default for Pop3 {
 impl Default for Queue {
     fn default() -> Queue {
         Queue {
-            messages_max: 1_000_000,
+            messages_max: 200_000,
             bytes_max: Bytes(4 << 30),
             body_cache_bytes_max: Bytes(32 << 20),
             expire_after: Interval(Duration::from_secs(5 * 86400)),

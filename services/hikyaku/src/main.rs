@@ -9,6 +9,7 @@
 //! * [`users`]: the directory file
 //! * [`shards`]: log, stores and state machines
 //! * [`node`]: every role, wired top to bottom
+//! * [`sweep`]: blobs that nobody names any more
 //! * [`archive`]: backups, for the admin service
 //! * [`operator`]: the other side of the admin socket
 
@@ -23,6 +24,7 @@ mod lock;
 mod node;
 mod operator;
 mod shards;
+mod sweep;
 mod users;
 
 use std::path::{Path, PathBuf};

@@ -53,6 +53,7 @@ use crate::config::Config;
 use crate::lock::DirectoryLock;
 use crate::operator::SOCKET;
 use crate::shards::Shards;
+use crate::sweep::Sweep;
 use crate::users;
 
 /// Octets that one inline body needs over gRPC, and room to spare.
@@ -177,8 +178,13 @@ impl Starting<'_> {
             ambient,
         } = &self;
         let (tasks, ground): (&Tasks, &Tasks) = (tasks, ground);
-        let (directory, read) = users::load(config).context("reading the directory")?;
-        let directory = Arc::new(directory);
+        let (file, read) =
+            users::open(config, random_key(ambient)).context("reading the directory")?;
+        let file = Arc::new(file);
+        let directory = file.directory().clone();
+        if let Some(alarm) = file.alarm() {
+            tracing::error!(alarm, "directory");
+        }
         for line in users::located(
             config.directory.ldif.get_ref(),
             directory.table().findings(),
@@ -214,14 +220,17 @@ impl Starting<'_> {
         });
         let deps = Arc::new(Pop3Deps {
             directory: directory.clone(),
-            throttle: Arc::new(Throttle::new(ThrottleLimits::default(), random_key(ambient))),
+            throttle: Arc::new(Throttle::new(
+                ThrottleLimits::default(),
+                random_key(ambient),
+            )),
             mailboxes: Mailboxes::new(
                 services.home_client(),
                 services.mailbox_client(),
                 ambient.clone(),
                 MailboxesOptions::default(),
             ),
-            blobs,
+            blobs: blobs.clone(),
         });
         let mut listeners = self.listen_smtp(edge, tls.as_ref()).await?;
         listeners.extend(self.listen_pop3(deps, tls).await?);
@@ -232,12 +241,20 @@ impl Starting<'_> {
             queue,
             listeners.clone(),
         )?;
+        Sweep {
+            blobs: blobs.clone(),
+            incoming: shards.incoming.clone(),
+            mailboxes: services.mailboxes.clone(),
+            interval: config.blobs.sweep_interval.0,
+            keep_unnamed: config.blobs.keep_unnamed.0,
+        }
+        .start(tasks);
         users::watch(
             tasks,
             ambient.clone(),
             config.directory.ldif.get_ref().clone(),
             read,
-            directory,
+            file,
         );
         Ok((shards, listeners, socket))
     }

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use hikyaku_directory::file::{DirectoryFile, OpenError};
 use hikyaku_directory::finding::Finding;
-use hikyaku_directory::ldif_directory::{LdifDirectory, Loss, Reload, Stamp, Stillness};
+use hikyaku_directory::ldif_directory::{LdifDirectory, Reload, Stamp, Stillness};
 use hikyaku_directory::password::PoolLimits;
 use hikyaku_directory::settings::Settings;
 use hikyaku_serve::tasks::Tasks;
@@ -16,6 +17,8 @@ use crate::config::Config;
 
 /// A changed file is read once its size and time have been still for this long.
 const STILL_MS: u64 = 2000;
+/// The last good directory file, in the data directory.
+const LAST_GOOD: &str = "directory.last-good.ldif";
 /// How often the file is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// The stamp of a file that cannot be looked at.
@@ -46,6 +49,29 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
+/// Opens the directory of a node: the configured file, or the last good one.
+///
+/// # Errors
+/// When neither can be used: one line for each reason.
+pub fn open(config: &Config, recent_key: [u8; 32]) -> Result<(DirectoryFile, Stamp)> {
+    let file = config.directory.ldif.get_ref();
+    // taken first: a change while reading is seen by the watch
+    let stamp = stamp(file).unwrap_or(NEVER);
+    let last_good = config.node.data_dir.join(LAST_GOOD);
+    let opened = DirectoryFile::open(
+        file,
+        &last_good,
+        settings(config),
+        PoolLimits::default(),
+        recent_key,
+    );
+    match opened {
+        Ok(opened) => Ok((opened, stamp)),
+        Err(OpenError::Io(error)) => Err(error).with_context(|| file.display().to_string()),
+        Err(OpenError::Refused(findings)) => bail!("{}", located(file, &findings).join("\n")),
+    }
+}
+
 /// Reads the directory; what is wrong with single entries is in its table's findings.
 ///
 /// # Errors
@@ -73,9 +99,9 @@ pub fn located(file: &Path, findings: &[Finding]) -> Vec<String> {
 pub fn watch(
     tasks: &Tasks,
     ambient: SharedAmbient,
-    file: PathBuf,
+    path: PathBuf,
     read: Stamp,
-    directory: Arc<LdifDirectory>,
+    file: Arc<DirectoryFile>,
 ) {
     let draining = tasks.draining();
     tasks.spawn("directory watch", async move {
@@ -87,10 +113,10 @@ pub fn watch(
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
             }
             // a file that is away for a moment is being replaced
-            let Some(stamp) = stamp(&file) else { continue };
+            let Some(stamp) = stamp(&path) else { continue };
             if stillness.observe(stamp, ambient.now_ms()) {
-                let (directory, file) = (directory.clone(), file.clone());
-                let _ = tokio::task::spawn_blocking(move || reload(&directory, &file)).await;
+                let (file, path) = (file.clone(), path.clone());
+                let _ = tokio::task::spawn_blocking(move || reload(&file, &path)).await;
             }
         }
     });
@@ -105,30 +131,22 @@ fn stamp(file: &Path) -> Option<Stamp> {
     })
 }
 
-fn reload(directory: &LdifDirectory, file: &Path) {
-    let bytes = match std::fs::read(file) {
-        Ok(bytes) => bytes,
-        Err(error) => {
-            tracing::error!(file = %file.display(), %error, "the changed directory cannot be read; the last good one stays");
-            return;
-        }
-    };
-    match directory.reload(&bytes, Loss::Few) {
-        Reload::Replaced { .. } => {
-            tracing::info!(file = %file.display(), "directory read again");
-            for line in located(file, directory.table().findings()) {
+fn reload(file: &DirectoryFile, path: &Path) {
+    match file.reload() {
+        Ok(Reload::Replaced { findings, .. }) => {
+            tracing::info!(file = %path.display(), "directory read again");
+            for line in located(path, &findings) {
                 tracing::warn!(line, "directory entry");
             }
         }
-        Reload::Refused { findings } => {
-            tracing::error!(file = %file.display(), "the changed directory cannot be used; the last good one stays");
-            for line in located(file, &findings) {
+        Ok(Reload::Refused { findings }) => {
+            for line in located(path, &findings) {
                 tracing::error!(line, "directory");
             }
         }
-        Reload::TooMuchLost { .. } => tracing::error!(
-            file = %file.display(),
-            "the changed directory has lost more than a tenth of its entries; the last good one stays until a restart"
-        ),
+        Ok(Reload::TooMuchLost { .. }) | Err(_) => {}
+    }
+    if let Some(alarm) = file.alarm() {
+        tracing::error!(alarm, "directory");
     }
 }

@@ -9,6 +9,7 @@
 //! * [`home`]: the Home service
 //! * [`mailbox`]: the Mailbox service: `deliver`, `maildrop`
 //! * [`backup`]: snapshots of shards as pieces, and back
+//! * [`blobs`]: which blobs the mails of a shard name
 //! * `barrier`: many linearizable reads, one record
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
@@ -23,3 +24,4 @@ mod maildrop;
 mod status;
 
 pub mod backup;
+pub mod blobs;

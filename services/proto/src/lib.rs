@@ -25,3 +25,6 @@ pub mod v1 {
 
 /// The newest record version this build writes and applies.
 pub const VERSION: u32 = 1;
+
+/// Octets of content up to which a body travels inside records; a larger one is in the blob store.
+pub const INLINE_BYTES_MAX: usize = 128 * 1024;

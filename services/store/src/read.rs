@@ -1,9 +1,12 @@
 //! What services read of a mailbox shard, from a snapshot: never from a state half applied.
 
 use hikyaku_engine::Snapshot;
+use hikyaku_mail::id::MessageId;
+use hikyaku_proto::INLINE_BYTES_MAX;
+use hikyaku_proto::v1::body::Content;
 use hikyaku_proto::v1::stored_account::Phase;
 use hikyaku_proto::v1::{
-    AccountState, StoredAccount, StoredBody, StoredMailbox, StoredMessage, StoredTenant,
+    AccountState, StoredAccount, StoredBody, StoredEmail, StoredMailbox, StoredMessage, StoredTenant,
 };
 use prost::Message;
 
@@ -145,6 +148,41 @@ pub fn message(
 pub fn body(snapshot: &dyn Snapshot, message: &StoredMessage) -> Result<StoredBody, StoreError> {
     decoded(snapshot, &key::body(message.body_position), "a body")?
         .ok_or(StoreError::Corrupt("a message's body"))
+}
+
+/// The blobs that mails of this shard name, among mails from the key `from` on (empty: all); looks at up to `limit` mails and
+/// says where to go on.
+///
+/// # Errors
+/// [`StoreError`]
+pub fn blobs(
+    snapshot: &dyn Snapshot,
+    from: &[u8],
+    limit: usize,
+) -> Result<(Vec<MessageId>, Option<Vec<u8>>), StoreError> {
+    let table = key::table(b'e');
+    let from = if from.is_empty() { &table } else { from };
+    let pairs = snapshot.scan(&table, from, limit)?;
+    let next = pairs.get(limit.saturating_sub(1)).map(|(last, _)| {
+        let mut next = last.to_vec();
+        next.push(0);
+        next
+    });
+    let mut named = Vec::new();
+    for (_, value) in pairs {
+        let email = StoredEmail::decode(value).map_err(|_| StoreError::Corrupt("a mail"))?;
+        // a smaller one is inside the store
+        if email.size <= INLINE_BYTES_MAX as u64 {
+            continue;
+        }
+        let stored: Option<StoredBody> =
+            decoded(snapshot, &key::body(email.body_position), "a body")?;
+        let content = stored.and_then(|stored| stored.body).and_then(|body| body.content);
+        if let Some(Content::Blob(blob)) = content {
+            named.extend(MessageId::from_bytes(&blob.id));
+        }
+    }
+    Ok((named, next))
 }
 
 /// What the open accounts of each tenant have here, from the tenant after `after` on, at most `limit`.
