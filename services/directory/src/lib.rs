@@ -10,6 +10,7 @@
 //!
 //! # Layout
 //! * [`ldif_directory`]: a directory held in memory from one LDIF file, swapped whole at reload
+//! * [`file`]: the file itself, and a copy of the last good one
 //! * [`settings`]: what the site adds
 //! * [`entry`]: what one LDIF record says, in the words of the inetLocalMailRecipient profile
 //! * [`load`]: the whole file into a [`table::Table`], with its findings
@@ -34,6 +35,7 @@ use hikyaku_mail::reply::Reply;
 pub mod contract;
 pub mod entry;
 pub mod explain;
+pub mod file;
 pub mod finding;
 pub mod ldif;
 pub mod ldif_directory;

@@ -4,6 +4,7 @@
 mod broken;
 mod contract;
 mod explain;
+mod last_good;
 mod reload;
 mod scale;
 

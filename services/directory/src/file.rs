@@ -1,0 +1,158 @@
+//! The file behind an [`LdifDirectory`], and a copy of the last one that was good.
+//!
+//! The copy lies where the node keeps its data, and the node starts from it when the file itself is missing, cannot be used, or
+//! has lost more than a tenth of the copy's entries: a restart takes nothing that a running node would refuse. Until the file is
+//! mended, or [`DirectoryFile::accept`] takes it as it is, [`DirectoryFile::alarm`] says what is wrong. Everything here blocks:
+//! call it from a blocking thread.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::finding::{Finding, Severity};
+use crate::ldif_directory::{LdifDirectory, Loss, Reload};
+use crate::password::PoolLimits;
+use crate::settings::Settings;
+
+/// See the module.
+pub struct DirectoryFile {
+    directory: Arc<LdifDirectory>,
+    path: PathBuf,
+    last_good: PathBuf,
+    /// One reading at a time: the copy must be of the file that answers.
+    alarm: Mutex<Option<String>>,
+}
+
+/// Why there is nothing to start from.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file cannot be read, and there is no copy that can be used.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The file as a whole cannot be used, and there is no copy that can.
+    #[error("the file cannot be used")]
+    Refused(Vec<Finding>),
+}
+
+impl DirectoryFile {
+    /// Starts from the file at `path`, or from the copy at `last_good`; `recent_key` is for
+    /// [`LdifDirectory::with_recent_logins`].
+    ///
+    /// # Errors
+    /// When neither can be used.
+    pub fn open(
+        path: &Path,
+        last_good: &Path,
+        settings: Settings,
+        pool: PoolLimits,
+        recent_key: [u8; 32],
+    ) -> Result<DirectoryFile, OpenError> {
+        let load = |input: &[u8]| LdifDirectory::load(input, settings.clone(), pool);
+        let configured = fs::read(path);
+        // a copy that is not there is no trouble, and one that cannot be used is of no use
+        let copy = fs::read(last_good).ok();
+        // most starts: nothing has changed, one file is read into memory once
+        let is_same = matches!((&configured, &copy), (Ok(configured), Some(copy)) if configured == copy);
+        let from_copy = if is_same { None } else { copy.as_deref().and_then(|copy| load(copy).ok()) };
+        let is_from_copy = from_copy.is_some();
+        let directory = match (from_copy, &configured) {
+            (Some(directory), _) => directory,
+            (None, Ok(configured)) => load(configured).map_err(OpenError::Refused)?,
+            (None, Err(_)) => return Err(OpenError::Io(configured.err().unwrap_or_else(unreadable))),
+        };
+        let file = DirectoryFile {
+            directory: Arc::new(directory.with_recent_logins(recent_key)),
+            path: path.to_owned(),
+            last_good: last_good.to_owned(),
+            alarm: Mutex::new(None),
+        };
+        match configured {
+            _ if is_same => {}
+            Ok(configured) if !is_from_copy => file.raise(file.keep(&configured)),
+            configured => drop(file.take(configured, Loss::Few)),
+        }
+        Ok(file)
+    }
+
+    /// What answers.
+    pub fn directory(&self) -> &Arc<LdifDirectory> {
+        &self.directory
+    }
+
+    /// Reads the file again, because it has changed. What cannot be used changes nothing but the alarm.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn reload(&self) -> io::Result<Reload> {
+        self.take(fs::read(&self.path), Loss::Few)
+    }
+
+    /// Takes the file as it is now, however many entries it loses: the operator says so. One that cannot be used at all is refused
+    /// all the same.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn accept(&self) -> io::Result<Reload> {
+        self.take(fs::read(&self.path), Loss::Accepted)
+    }
+
+    /// What an operator must look at; `None` when the file itself answers and its copy is kept.
+    pub fn alarm(&self) -> Option<String> {
+        self.alarm.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn take(&self, input: io::Result<Vec<u8>>, loss: Loss) -> io::Result<Reload> {
+        let mut alarm = self.alarm.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = self.path.display();
+        let input = match input {
+            Ok(input) => input,
+            Err(error) => {
+                *alarm = Some(format!("{file}: {error}; the last good directory answers"));
+                return Err(error);
+            }
+        };
+        let reload = self.directory.reload(&input, loss);
+        *alarm = match &reload {
+            Reload::Replaced { .. } => self.keep(&input),
+            Reload::Refused { findings } => {
+                let error = findings.iter().find(|finding| finding.severity == Severity::Error);
+                let why = error.map(|finding| format!(" ({finding})")).unwrap_or_default();
+                Some(format!("{file}: cannot be used{why}; the last good directory answers"))
+            }
+            Reload::TooMuchLost { lost, of } => Some(format!(
+                "{file}: has lost {lost} of {of} entries; the last good directory answers until `hikyaku directory accept`"
+            )),
+        };
+        Ok(reload)
+    }
+
+    fn raise(&self, alarm: Option<String>) {
+        *self.alarm.lock().unwrap_or_else(PoisonError::into_inner) = alarm;
+    }
+
+    /// Makes `input` the copy; answers what went wrong.
+    fn keep(&self, input: &[u8]) -> Option<String> {
+        let error = write_whole(&self.last_good, input).err()?;
+        Some(format!("{}: {error}; a restart would not have the last good directory", self.last_good.display()))
+    }
+}
+
+fn unreadable() -> io::Error {
+    io::Error::other("cannot be read")
+}
+
+/// Replaces the file at `path` by `input`, or changes nothing: after a crash it is the old one or the new one.
+fn write_whole(path: &Path, input: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    // it holds password hashes
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(input)?;
+    file.sync_all()?;
+    fs::rename(&new, path)?;
+    match path.parent() {
+        Some(folder) => File::open(folder)?.sync_all(),
+        None => Ok(()),
+    }
+}
