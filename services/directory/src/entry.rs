@@ -158,7 +158,10 @@ struct Fields<'r, 'a> {
 
 impl<'r, 'a> Fields<'r, 'a> {
     fn named(&self, name: Name) -> impl Iterator<Item = &'r Attribute<'a>> {
-        self.list.iter().filter(move |(other, _)| *other == name).map(|(_, attribute)| *attribute)
+        self.list
+            .iter()
+            .filter(move |(other, _)| *other == name)
+            .map(|(_, attribute)| *attribute)
     }
 
     fn has(&self, name: Name) -> bool {
@@ -166,35 +169,59 @@ impl<'r, 'a> Fields<'r, 'a> {
     }
 
     fn is_class(&self, classes: &[&str]) -> bool {
-        let is_one = |value: &[u8]| classes.iter().any(|class| value.eq_ignore_ascii_case(class.as_bytes()));
-        self.named(Name::ObjectClass).any(|class| is_one(class.value.trim_ascii()))
+        let is_one = |value: &[u8]| {
+            classes
+                .iter()
+                .any(|class| value.eq_ignore_ascii_case(class.as_bytes()))
+        };
+        self.named(Name::ObjectClass)
+            .any(|class| is_one(class.value.trim_ascii()))
     }
 }
 
 /// What `record` is for us; `None` if it is nothing to do with mail.
 pub fn draft(record: &Record<'_>) -> Option<Draft> {
-    let list = record.attributes.iter().filter_map(|attribute| Some((Name::parse(&attribute.name)?, attribute)));
-    let fields = Fields { line: record.line, dn: &record.dn, list: list.collect() };
+    let list = record
+        .attributes
+        .iter()
+        .filter_map(|attribute| Some((Name::parse(&attribute.name)?, attribute)));
+    let fields = Fields {
+        line: record.line,
+        dn: &record.dn,
+        list: list.collect(),
+    };
     if fields.is_class(&["domainRelatedObject"]) {
         return Some(Draft::Domains(domains(&fields)));
     }
-    let is_mail_group =
-        fields.has(Name::MemberAddress) || fields.is_class(&["inetMailGroup", "mailGroup", "nisMailAlias"]);
+    let is_mail_group = fields.has(Name::MemberAddress)
+        || fields.is_class(&["inetMailGroup", "mailGroup", "nisMailAlias"]);
     let is_recipient = is_mail_group
-        || [Name::MailLocalAddress, Name::MailRoutingAddress, Name::MailHost].iter().any(|&name| fields.has(name))
+        || [
+            Name::MailLocalAddress,
+            Name::MailRoutingAddress,
+            Name::MailHost,
+        ]
+        .iter()
+        .any(|&name| fields.has(name))
         || fields.is_class(&["inetLocalMailRecipient"]);
     if !is_recipient {
         return None;
     }
-    let is_group = is_mail_group || fields.is_class(&["groupOfNames", "groupOfUniqueNames", "groupOfMembers"]);
+    let is_group =
+        is_mail_group || fields.is_class(&["groupOfNames", "groupOfUniqueNames", "groupOfMembers"]);
     Some(Draft::Recipient(Box::new(recipient(&fields, is_group))))
 }
 
 /// The trimmed text of a value, which must not be empty, binary or have control characters.
 fn text<'r>(attribute: &'r Attribute<'_>) -> Result<&'r str, String> {
-    let text = std::str::from_utf8(&attribute.value).map_err(|_| format!("{}: not text", attribute.name))?.trim();
+    let text = std::str::from_utf8(&attribute.value)
+        .map_err(|_| format!("{}: not text", attribute.name))?
+        .trim();
     if text.is_empty() || text.chars().any(char::is_control) {
-        return Err(format!("{}: empty, or with control characters", attribute.name));
+        return Err(format!(
+            "{}: empty, or with control characters",
+            attribute.name
+        ));
     }
     Ok(text)
 }
@@ -210,8 +237,9 @@ fn values<T>(
 ) -> Vec<T> {
     let mut good = Vec::new();
     for attribute in fields.named(name) {
-        let value = text(attribute)
-            .and_then(|text| parse(text).map_err(|what| format!("{}: {}: {what}", attribute.name, printable(text))));
+        let value = text(attribute).and_then(|text| {
+            parse(text).map_err(|what| format!("{}: {}: {what}", attribute.name, printable(text)))
+        });
         match value {
             Ok(value) => good.push(value),
             Err(what) => complaints.push((attribute.line, what)),
@@ -228,7 +256,10 @@ fn one<T>(
     parse: impl Fn(&str) -> Result<T, String>,
 ) -> Option<T> {
     if let Some(second) = fields.named(name).nth(1) {
-        complaints.push((second.line, format!("{}: a second value, where one is allowed", second.name)));
+        complaints.push((
+            second.line,
+            format!("{}: a second value, where one is allowed", second.name),
+        ));
         return None;
     }
     values(fields, name, complaints, parse).pop()
@@ -257,15 +288,29 @@ fn domains(fields: &Fields<'_, '_>) -> Domains {
     let mut errors = Vec::new();
     let domains = values(fields, Name::AssociatedDomain, &mut errors, host);
     let mail_host = one(fields, Name::MailHost, &mut errors, host);
-    let text_of = |name: Name| fields.named(name).find_map(|value| text(value).ok().map(printable));
+    let text_of = |name: Name| {
+        fields
+            .named(name)
+            .find_map(|value| text(value).ok().map(printable))
+    };
     let tenant = text_of(Name::Organization)
         .or_else(|| text_of(Name::OrganizationalUnit))
         .or_else(|| domains.first().cloned())
         .unwrap_or_default();
     if domains.is_empty() {
-        errors.push((fields.line, "domainRelatedObject without associatedDomain".to_owned()));
+        errors.push((
+            fields.line,
+            "domainRelatedObject without associatedDomain".to_owned(),
+        ));
     }
-    Domains { line: fields.line, dn: printable(fields.dn).into(), tenant, domains, mail_host, errors }
+    Domains {
+        line: fields.line,
+        dn: printable(fields.dn).into(),
+        tenant,
+        domains,
+        mail_host,
+        errors,
+    }
 }
 
 fn recipient(fields: &Fields<'_, '_>, is_group: bool) -> Recipient {
@@ -273,23 +318,39 @@ fn recipient(fields: &Fields<'_, '_>, is_group: bool) -> Recipient {
     let mut warnings = Vec::new();
     let addresses = values(fields, Name::MailLocalAddress, &mut errors, mailbox);
     if addresses.is_empty() && errors.is_empty() {
-        errors.push((fields.line, "no mailLocalAddress: mail can never reach this entry".to_owned()));
+        errors.push((
+            fields.line,
+            "no mailLocalAddress: mail can never reach this entry".to_owned(),
+        ));
     }
     let group = is_group.then(|| group(fields, &mut errors));
     let routing = one(fields, Name::MailRoutingAddress, &mut errors, mailbox);
     if group.is_some() && routing.is_some() {
-        errors.push((fields.line, "both a group and mailRoutingAddress".to_owned()));
+        errors.push((
+            fields.line,
+            "both a group and mailRoutingAddress".to_owned(),
+        ));
     }
-    let mut passwords = values(fields, Name::UserPassword, &mut warnings, |text| Ok(text.into()));
+    let mut passwords = values(fields, Name::UserPassword, &mut warnings, |text| {
+        Ok(text.into())
+    });
     for attribute in fields.named(Name::UserPassword) {
-        let stored = std::str::from_utf8(&attribute.value).unwrap_or_default().trim();
+        let stored = std::str::from_utf8(&attribute.value)
+            .unwrap_or_default()
+            .trim();
         if let Err(unusable) = password::check(stored) {
             // The value itself never appears: it may be the password.
-            warnings.push((attribute.line, format!("userPassword: {unusable}; logins that need it are unavailable")));
+            warnings.push((
+                attribute.line,
+                format!("userPassword: {unusable}; logins that need it are unavailable"),
+            ));
         }
     }
     if passwords.len() > PASSWORDS_MAX {
-        errors.push((fields.line, format!("more than {PASSWORDS_MAX} userPassword values")));
+        errors.push((
+            fields.line,
+            format!("more than {PASSWORDS_MAX} userPassword values"),
+        ));
         passwords.clear();
     }
     Recipient {
@@ -298,13 +359,16 @@ fn recipient(fields: &Fields<'_, '_>, is_group: bool) -> Recipient {
         id: one(fields, Name::EntryUuid, &mut errors, |text| {
             AccountId::from_str(&text.to_ascii_lowercase()).map_err(|error| error.to_string())
         }),
-        logins: values(fields, Name::Uid, &mut errors, |text| Ok(text.to_ascii_lowercase())),
+        logins: values(fields, Name::Uid, &mut errors, |text| {
+            Ok(text.to_ascii_lowercase())
+        }),
         addresses,
         mail_host: one(fields, Name::MailHost, &mut errors, host),
         routing,
         passwords,
         quota_bytes: one(fields, Name::MailQuotaSize, &mut errors, |text| {
-            text.parse().map_err(|_| "expected a number of octets".to_owned())
+            text.parse()
+                .map_err(|_| "expected a number of octets".to_owned())
         }),
         state: one(fields, Name::AccountStatus, &mut errors, state).unwrap_or_default(),
         group,
@@ -324,7 +388,8 @@ fn group(fields: &Fields<'_, '_>, errors: &mut Complaints) -> GroupDraft {
             if is_dn {
                 return Ok(MemberDraft::Dn(attribute.line, normal_dn(text)));
             }
-            let parsed = mailbox(text).map_err(|what| format!("{}: {}: {what}", attribute.name, printable(text)))?;
+            let parsed = mailbox(text)
+                .map_err(|what| format!("{}: {}: {what}", attribute.name, printable(text)))?;
             Ok(MemberDraft::Address(parsed))
         });
         match member {
@@ -332,8 +397,9 @@ fn group(fields: &Fields<'_, '_>, errors: &mut Complaints) -> GroupDraft {
             Err(what) => errors.push((attribute.line, what)),
         }
     }
-    let errors_to =
-        one(fields, Name::MemberErrorsTo, errors, |text| mailbox(text.strip_prefix("mailto:").unwrap_or(text)));
+    let errors_to = one(fields, Name::MemberErrorsTo, errors, |text| {
+        mailbox(text.strip_prefix("mailto:").unwrap_or(text))
+    });
     GroupDraft { members, errors_to }
 }
 
@@ -343,7 +409,9 @@ pub fn printable(text: &str) -> String {
         c.is_control()
             || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
     };
-    text.chars().map(|c| if is_hidden(c) { '?' } else { c }).collect()
+    text.chars()
+        .map(|c| if is_hidden(c) { '?' } else { c })
+        .collect()
 }
 
 /// A DN for comparison: lower case, no spaces around `,` `=` `+`, no `#...` of RFC 4517 section 3.3.21 (uniqueMember).
@@ -379,11 +447,18 @@ mod tests {
     use crate::ldif::{Limits, records};
 
     fn one(text: &str) -> Option<Draft> {
-        draft(&records(text.as_bytes(), Limits::default()).next().unwrap().unwrap())
+        draft(
+            &records(text.as_bytes(), Limits::default())
+                .next()
+                .unwrap()
+                .unwrap(),
+        )
     }
 
     fn errors(attributes: &str) -> Vec<(u32, String)> {
-        match one(&format!("dn: uid=a\nobjectClass: inetLocalMailRecipient\n{attributes}")) {
+        match one(&format!(
+            "dn: uid=a\nobjectClass: inetLocalMailRecipient\n{attributes}"
+        )) {
             Some(Draft::Recipient(recipient)) => recipient.errors,
             other => panic!("{other:?}"),
         }
@@ -391,7 +466,10 @@ mod tests {
 
     #[test]
     fn dns_compare_as_directories_compare_them() {
-        assert_eq!(normal_dn(" CN = Foo  Bar , O=x + L=y,dc=JP "), "cn=foo  bar,o=x+l=y,dc=jp");
+        assert_eq!(
+            normal_dn(" CN = Foo  Bar , O=x + L=y,dc=JP "),
+            "cn=foo  bar,o=x+l=y,dc=jp"
+        );
         assert_eq!(normal_dn("cn=a\\, b\\ ,dc=jp"), "cn=a\\, b\\ ,dc=jp");
         assert_eq!(normal_dn("cn=a,dc=jp#'0101'B"), "cn=a,dc=jp");
         assert_eq!(normal_dn("cn=a#1,dc=jp"), "cn=a#1,dc=jp");
@@ -407,30 +485,75 @@ mod tests {
     #[test]
     fn errors_name_line_attribute_and_what_is_expected() {
         for (attributes, line, what) in [
-            ("uid: a\n", 1, "no mailLocalAddress: mail can never reach this entry"),
-            ("mailLocalAddress: a@@x\n", 3, "maillocaladdress: a@@x: not a mailbox address"),
-            ("mailLocalAddress:: YUB4CmI=\n", 3, "maillocaladdress: empty, or with control characters"),
-            ("mailLocalAddress: a@x\nmailHost: m\nmailHost: n\n", 5, "mailhost: a second value, where one is allowed"),
-            ("mailLocalAddress: a@x\nmailHost: -\n", 4, "mailhost: -: not a host name"),
-            ("mailLocalAddress: a@x\nmailRoutingAddress: a\n", 4, "mailroutingaddress: a: not a mailbox address"),
-            ("mailLocalAddress: a@x\nmailQuotaSize: 1G\n", 4, "mailquotasize: 1G: expected a number of octets"),
-            ("mailLocalAddress: a@x\nentryUUID: a b\n", 4, "entryuuid: a b: not a valid account id"),
+            (
+                "uid: a\n",
+                1,
+                "no mailLocalAddress: mail can never reach this entry",
+            ),
+            (
+                "mailLocalAddress: a@@x\n",
+                3,
+                "maillocaladdress: a@@x: not a mailbox address",
+            ),
+            (
+                "mailLocalAddress:: YUB4CmI=\n",
+                3,
+                "maillocaladdress: empty, or with control characters",
+            ),
+            (
+                "mailLocalAddress: a@x\nmailHost: m\nmailHost: n\n",
+                5,
+                "mailhost: a second value, where one is allowed",
+            ),
+            (
+                "mailLocalAddress: a@x\nmailHost: -\n",
+                4,
+                "mailhost: -: not a host name",
+            ),
+            (
+                "mailLocalAddress: a@x\nmailRoutingAddress: a\n",
+                4,
+                "mailroutingaddress: a: not a mailbox address",
+            ),
+            (
+                "mailLocalAddress: a@x\nmailQuotaSize: 1G\n",
+                4,
+                "mailquotasize: 1G: expected a number of octets",
+            ),
+            (
+                "mailLocalAddress: a@x\nentryUUID: a b\n",
+                4,
+                "entryuuid: a b: not a valid account id",
+            ),
             (
                 "mailLocalAddress: a@x\naccountStatus: gone\n",
                 4,
                 "accountstatus: gone: expected active, suspended, disabled or deleted",
             ),
-            ("mailLocalAddress: a@x\nrfc822MailMember: b\n", 4, "rfc822mailmember: b: not a mailbox address"),
+            (
+                "mailLocalAddress: a@x\nrfc822MailMember: b\n",
+                4,
+                "rfc822mailmember: b: not a mailbox address",
+            ),
         ] {
-            assert_eq!(errors(attributes), vec![(line, what.to_owned())], "{attributes:?}");
+            assert_eq!(
+                errors(attributes),
+                vec![(line, what.to_owned())],
+                "{attributes:?}"
+            );
         }
-        assert_eq!(errors("mailLocalAddress: a@x\nmailHost: mbox1\nuid: a\n"), vec![]);
+        assert_eq!(
+            errors("mailLocalAddress: a@x\nmailHost: mbox1\nuid: a\n"),
+            vec![]
+        );
     }
 
     #[test]
     fn a_password_never_stands_in_a_finding() {
         let text = "dn: uid=a\nmailLocalAddress: a@x\nuserPassword: hunter2\nuserPassword: {PLAIN}hunter2\nuserPassword: {MD5}hunter2\n";
-        let Some(Draft::Recipient(recipient)) = one(text) else { panic!() };
+        let Some(Draft::Recipient(recipient)) = one(text) else {
+            panic!()
+        };
         assert_eq!(recipient.warnings.len(), 3);
         assert!(recipient.errors.is_empty());
         assert!(!format!("{:?}", recipient.warnings).contains("hunter2"));
@@ -440,10 +563,14 @@ mod tests {
     fn groups_keep_the_order_of_their_members() {
         let text = "dn: cn=g\nobjectClass: groupOfNames\nmailLocalAddress: g@x\nmember: UID=b, DC=jp\nmgrpRFC822MailMember: c@y\n\
             mgrpErrorsTo: mailto:boss@x\n";
-        let Some(Draft::Recipient(recipient)) = one(text) else { panic!() };
+        let Some(Draft::Recipient(recipient)) = one(text) else {
+            panic!()
+        };
         let group = recipient.group.unwrap();
         assert!(matches!(&group.members[0], MemberDraft::Dn(4, dn) if dn == "uid=b,dc=jp"));
-        assert!(matches!(&group.members[1], MemberDraft::Address(address) if address.as_str() == "c@y"));
+        assert!(
+            matches!(&group.members[1], MemberDraft::Address(address) if address.as_str() == "c@y")
+        );
         assert_eq!(group.errors_to.unwrap().as_str(), "boss@x");
     }
 
@@ -454,7 +581,10 @@ mod tests {
         ) else {
             panic!()
         };
-        assert_eq!((domains.tenant.as_str(), domains.domains), ("One", vec!["x.jp".to_owned(), "y.jp".to_owned()]));
+        assert_eq!(
+            (domains.tenant.as_str(), domains.domains),
+            ("One", vec!["x.jp".to_owned(), "y.jp".to_owned()])
+        );
         assert_eq!(domains.mail_host.as_deref(), Some("mbox1"));
     }
 

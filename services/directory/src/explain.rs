@@ -59,17 +59,29 @@ pub async fn explain(directory: &dyn Directory, address: &Mailbox) -> Vec<Step> 
             Outcome::Resolved(resolution) => resolution.entry.clone(),
             _ => None,
         };
-        steps.push(Step { depth, address, outcome });
+        steps.push(Step {
+            depth,
+            address,
+            outcome,
+        });
         if let Some(entry) = entry {
             let followed: Vec<String> = followed.into_iter().chain([entry]).collect();
-            waiting.extend(next.into_iter().rev().map(|member| (member, followed.clone())));
+            waiting.extend(
+                next.into_iter()
+                    .rev()
+                    .map(|member| (member, followed.clone())),
+            );
         }
     }
     steps
 }
 
 /// What is decided about one address, and which addresses come next.
-async fn step(directory: &dyn Directory, address: &Mailbox, followed: &[String]) -> (Outcome, Vec<Mailbox>) {
+async fn step(
+    directory: &dyn Directory,
+    address: &Mailbox,
+    followed: &[String],
+) -> (Outcome, Vec<Mailbox>) {
     let resolution = match directory.resolve(address).await {
         Ok(resolution) => resolution,
         Err(unavailable) => return (Outcome::Unavailable(unavailable), Vec::new()),
@@ -80,7 +92,12 @@ async fn step(directory: &dyn Directory, address: &Mailbox, followed: &[String])
         _ => return (Outcome::Resolved(resolution), Vec::new()),
     };
     match &resolution.entry {
-        Some(entry) if followed.contains(entry) => (Outcome::Loop { entry: entry.clone() }, Vec::new()),
+        Some(entry) if followed.contains(entry) => (
+            Outcome::Loop {
+                entry: entry.clone(),
+            },
+            Vec::new(),
+        ),
         _ if followed.len() >= DEPTH_MAX => (Outcome::TooDeep, Vec::new()),
         _ => (Outcome::Resolved(resolution), next),
     }
@@ -88,7 +105,14 @@ async fn step(directory: &dyn Directory, address: &Mailbox, followed: &[String])
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:indent$}{}: {}", "", self.address, self.outcome, indent = 2 * self.depth)
+        write!(
+            f,
+            "{:indent$}{}: {}",
+            "",
+            self.address,
+            self.outcome,
+            indent = 2 * self.depth
+        )
     }
 }
 
@@ -96,7 +120,9 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Outcome::Resolved(resolution) => resolution.fmt(f),
-            Outcome::Unavailable(unavailable) => write!(f, "not known now ({})", unavailable.reason),
+            Outcome::Unavailable(unavailable) => {
+                write!(f, "not known now ({})", unavailable.reason)
+            }
             Outcome::Loop { entry } => write!(f, "fails: a loop, {entry} was followed before"),
             Outcome::TooDeep => write!(f, "fails: more than {DEPTH_MAX} forwards in a row"),
             Outcome::Again => f.write_str("met before: one copy"),
@@ -123,11 +149,21 @@ impl fmt::Display for Decision {
         match self {
             Decision::Local { account, .. } => {
                 write!(f, "mbox {}, account {}", account.mbox, account.id)?;
-                if account.state.takes_mail() { Ok(()) } else { f.write_str(" (takes no mail)") }
+                if account.state.takes_mail() {
+                    Ok(())
+                } else {
+                    f.write_str(" (takes no mail)")
+                }
             }
             Decision::Forward { to } => write!(f, "forward to {to}"),
-            Decision::Group { members, errors_to: None } => write!(f, "group of {}", members.len()),
-            Decision::Group { members, errors_to: Some(owner) } => {
+            Decision::Group {
+                members,
+                errors_to: None,
+            } => write!(f, "group of {}", members.len()),
+            Decision::Group {
+                members,
+                errors_to: Some(owner),
+            } => {
                 write!(f, "group of {}, errors to {owner}", members.len())
             }
             Decision::Relay { host, address } => write!(f, "relay {address} to [{host}]"),

@@ -54,13 +54,20 @@ impl DirectoryFile {
         // a copy that is not there is no trouble, and one that cannot be used is of no use
         let copy = fs::read(last_good).ok();
         // most starts: nothing has changed, one file is read into memory once
-        let is_same = matches!((&configured, &copy), (Ok(configured), Some(copy)) if configured == copy);
-        let from_copy = if is_same { None } else { copy.as_deref().and_then(|copy| load(copy).ok()) };
+        let is_same =
+            matches!((&configured, &copy), (Ok(configured), Some(copy)) if configured == copy);
+        let from_copy = if is_same {
+            None
+        } else {
+            copy.as_deref().and_then(|copy| load(copy).ok())
+        };
         let is_from_copy = from_copy.is_some();
         let directory = match (from_copy, &configured) {
             (Some(directory), _) => directory,
             (None, Ok(configured)) => load(configured).map_err(OpenError::Refused)?,
-            (None, Err(_)) => return Err(OpenError::Io(configured.err().unwrap_or_else(unreadable))),
+            (None, Err(_)) => {
+                return Err(OpenError::Io(configured.err().unwrap_or_else(unreadable)));
+            }
         };
         let file = DirectoryFile {
             directory: Arc::new(directory.with_recent_logins(recent_key)),
@@ -100,7 +107,10 @@ impl DirectoryFile {
 
     /// What an operator must look at; `None` when the file itself answers and its copy is kept.
     pub fn alarm(&self) -> Option<String> {
-        self.alarm.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.alarm
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     fn take(&self, input: io::Result<Vec<u8>>, loss: Loss) -> io::Result<Reload> {
@@ -117,9 +127,15 @@ impl DirectoryFile {
         *alarm = match &reload {
             Reload::Replaced { .. } => self.keep(&input),
             Reload::Refused { findings } => {
-                let error = findings.iter().find(|finding| finding.severity == Severity::Error);
-                let why = error.map(|finding| format!(" ({finding})")).unwrap_or_default();
-                Some(format!("{file}: cannot be used{why}; the last good directory answers"))
+                let error = findings
+                    .iter()
+                    .find(|finding| finding.severity == Severity::Error);
+                let why = error
+                    .map(|finding| format!(" ({finding})"))
+                    .unwrap_or_default();
+                Some(format!(
+                    "{file}: cannot be used{why}; the last good directory answers"
+                ))
             }
             Reload::TooMuchLost { lost, of } => Some(format!(
                 "{file}: has lost {lost} of {of} entries; the last good directory answers until `hikyaku directory accept`"
@@ -135,7 +151,10 @@ impl DirectoryFile {
     /// Makes `input` the copy; answers what went wrong.
     fn keep(&self, input: &[u8]) -> Option<String> {
         let error = write_whole(&self.last_good, input).err()?;
-        Some(format!("{}: {error}; a restart would not have the last good directory", self.last_good.display()))
+        Some(format!(
+            "{}: {error}; a restart would not have the last good directory",
+            self.last_good.display()
+        ))
     }
 }
 
@@ -147,7 +166,12 @@ fn unreadable() -> io::Error {
 fn write_whole(path: &Path, input: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
     // it holds password hashes
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&new)?;
     file.write_all(input)?;
     file.sync_all()?;
     fs::rename(&new, path)?;

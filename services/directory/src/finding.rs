@@ -29,7 +29,11 @@ impl fmt::Display for Finding {
         if self.line > 0 {
             write!(f, "line {}: ", self.line)?;
         }
-        f.write_str(if self.severity == Severity::Error { "error: " } else { "warning: " })?;
+        f.write_str(if self.severity == Severity::Error {
+            "error: "
+        } else {
+            "warning: "
+        })?;
         if let Some(dn) = &self.dn {
             write!(f, "{dn}: ")?;
         }
@@ -47,21 +51,42 @@ pub(crate) struct Findings {
 
 impl Findings {
     pub(crate) fn new(list_max: usize) -> Findings {
-        Findings { list: Vec::new(), list_max, left_out: 0, refuses: false }
+        Findings {
+            list: Vec::new(),
+            list_max,
+            left_out: 0,
+            refuses: false,
+        }
     }
 
-    pub(crate) fn find(&mut self, severity: Severity, line: u32, dn: Option<&str>, what: impl Into<String>) {
+    pub(crate) fn find(
+        &mut self,
+        severity: Severity,
+        line: u32,
+        dn: Option<&str>,
+        what: impl Into<String>,
+    ) {
         if self.list.len() >= self.list_max {
             self.left_out += 1;
             return;
         }
-        self.list.push(Finding { line, dn: dn.map(str::to_owned), what: what.into(), severity });
+        self.list.push(Finding {
+            line,
+            dn: dn.map(str::to_owned),
+            what: what.into(),
+            severity,
+        });
     }
 
     /// The whole file is refused.
     pub(crate) fn refuse(&mut self, line: u32, what: impl Into<String>) {
         // Never left out: without it nobody would know why nothing starts.
-        self.list.push(Finding { line, dn: None, what: what.into(), severity: Severity::Error });
+        self.list.push(Finding {
+            line,
+            dn: None,
+            what: what.into(),
+            severity: Severity::Error,
+        });
         self.refuses = true;
     }
 
@@ -75,7 +100,12 @@ impl Findings {
         list.sort();
         if self.left_out > 0 {
             let what = format!("{} more findings are not listed", self.left_out);
-            list.push(Finding { line: 0, dn: None, what, severity: Severity::Error });
+            list.push(Finding {
+                line: 0,
+                dn: None,
+                what,
+                severity: Severity::Error,
+            });
         }
         list
     }

@@ -147,7 +147,14 @@ pub struct Records<'a> {
 /// The records of `input`.
 pub fn records(input: &[u8], limits: Limits) -> Records<'_> {
     let rest = input.strip_prefix(b"\xef\xbb\xbf").unwrap_or(input);
-    Records { rest, line: 0, limits, begun: false, failed: false, octets_handled: 0 }
+    Records {
+        rest,
+        line: 0,
+        limits,
+        begun: false,
+        failed: false,
+        octets_handled: 0,
+    }
 }
 
 /// A logical line: unfolded, without its end.
@@ -183,20 +190,30 @@ impl<'a> Records<'a> {
 
     /// The next logical line; an empty one ends a record.
     fn next_line(&mut self) -> Result<Option<Line<'a>>, LdifError> {
-        let Some((first, taken)) = self.peek() else { return Ok(None) };
+        let Some((first, taken)) = self.peek() else {
+            return Ok(None);
+        };
         self.take(taken);
         let number = self.line;
-        let too_long = LdifError { line: number, what: Problem::LineTooLong };
+        let too_long = LdifError {
+            line: number,
+            what: Problem::LineTooLong,
+        };
         if first.len() > self.limits.line_bytes_max {
             return Err(too_long);
         }
         if first.starts_with(b" ") {
-            return Err(LdifError { line: number, what: Problem::NothingToContinue });
+            return Err(LdifError {
+                line: number,
+                what: Problem::NothingToContinue,
+            });
         }
         let mut text = Cow::Borrowed(first);
         // An empty line is a separator: nothing continues it.
         while !first.is_empty() && self.rest.starts_with(b" ") {
-            let Some((more, taken)) = self.peek() else { break };
+            let Some((more, taken)) = self.peek() else {
+                break;
+            };
             self.take(taken);
             let more = more.get(1..).unwrap_or_default();
             if text.len() + more.len() > self.limits.line_bytes_max {
@@ -210,7 +227,10 @@ impl<'a> Records<'a> {
 
     fn next_record(&mut self) -> Result<Option<Record<'a>>, LdifError> {
         if !self.begun && self.rest.len() > self.limits.file_bytes_max {
-            return Err(LdifError { line: 1, what: Problem::FileTooLong });
+            return Err(LdifError {
+                line: 1,
+                what: Problem::FileTooLong,
+            });
         }
         let mut record: Option<Record<'a>> = None;
         let mut record_bytes = 0;
@@ -225,7 +245,10 @@ impl<'a> Records<'a> {
                 continue;
             }
             record_bytes += line.text.len();
-            let error = |what| LdifError { line: line.number, what };
+            let error = |what| LdifError {
+                line: line.number,
+                what,
+            };
             if record_bytes > self.limits.record_bytes_max {
                 return Err(error(Problem::RecordTooLong));
             }
@@ -243,16 +266,20 @@ impl<'a> Records<'a> {
                     return Err(error(Problem::ChangeRecord));
                 }
                 Some(record) if record.attributes.len() >= self.limits.values_max => {
-                    return Err(LdifError { line: record.line, what: Problem::TooManyValues });
+                    return Err(LdifError {
+                        line: record.line,
+                        what: Problem::TooManyValues,
+                    });
                 }
                 Some(record) => record.attributes.push(attribute),
             }
             self.begun = true;
         }
         match record {
-            Some(record) if record.attributes.is_empty() => {
-                Err(LdifError { line: record.line, what: Problem::NoAttributes })
-            }
+            Some(record) if record.attributes.is_empty() => Err(LdifError {
+                line: record.line,
+                what: Problem::NoAttributes,
+            }),
             record => Ok(record),
         }
     }
@@ -265,7 +292,11 @@ impl<'a> Records<'a> {
             return Err(Problem::DnTooLong);
         }
         let text = String::from_utf8(dn.value.into_owned()).map_err(|_| Problem::NotText)?;
-        Ok(Record { line: dn.line, dn: text, attributes: Vec::new() })
+        Ok(Record {
+            line: dn.line,
+            dn: text,
+            attributes: Vec::new(),
+        })
     }
 }
 
@@ -288,7 +319,10 @@ fn attribute<'a>(line: &Line<'a>) -> Result<Attribute<'a>, Problem> {
     if text == b"-" {
         return Err(Problem::ChangeRecord);
     }
-    let colon = text.iter().position(|&byte| byte == b':').ok_or(Problem::NoColon)?;
+    let colon = text
+        .iter()
+        .position(|&byte| byte == b':')
+        .ok_or(Problem::NoColon)?;
     let (name, rest) = text.split_at(colon);
     let name = name.split(|&byte| byte == b';').next().unwrap_or_default();
     let in_name = |byte: &u8| byte.is_ascii_alphanumeric() || b"-.".contains(byte);
@@ -304,7 +338,11 @@ fn attribute<'a>(line: &Line<'a>) -> Result<Attribute<'a>, Problem> {
         }
         _ => plain_value(&line.text, colon + 1)?,
     };
-    Ok(Attribute { line: line.number, name, value })
+    Ok(Attribute {
+        line: line.number,
+        name,
+        value,
+    })
 }
 
 /// The text from `start` on, without the spaces in front; borrowed from the file unless it was folded.
@@ -312,7 +350,10 @@ fn plain_value<'a>(text: &Cow<'a, [u8]>, start: usize) -> Result<Cow<'a, [u8]>, 
     let whole = text.get(start..).unwrap_or_default();
     let spaces = whole.iter().take_while(|&&byte| byte == b' ').count();
     let value = whole.get(spaces..).unwrap_or_default();
-    let is_text = std::str::from_utf8(value).is_ok() && !value.iter().any(|byte| matches!(byte, 0..=8 | 10..=31 | 127));
+    let is_text = std::str::from_utf8(value).is_ok()
+        && !value
+            .iter()
+            .any(|byte| matches!(byte, 0..=8 | 10..=31 | 127));
     if !is_text {
         return Err(Problem::NotText);
     }
@@ -331,12 +372,20 @@ mod tests {
     type Simple = Vec<(u32, String, Vec<(u32, String, Vec<u8>)>)>;
 
     fn read(text: &[u8]) -> Result<Simple, (u32, Problem)> {
-        let limits =
-            Limits { line_bytes_max: 60, dn_bytes_max: 40, record_bytes_max: 200, values_max: 4, ..Limits::default() };
+        let limits = Limits {
+            line_bytes_max: 60,
+            dn_bytes_max: 40,
+            record_bytes_max: 200,
+            values_max: 4,
+            ..Limits::default()
+        };
         records(text, limits)
             .map(|record| {
                 let record = record.map_err(|error| (error.line, error.what))?;
-                let attributes = record.attributes.into_iter().map(|a| (a.line, a.name, a.value.into_owned()));
+                let attributes = record
+                    .attributes
+                    .into_iter()
+                    .map(|a| (a.line, a.name, a.value.into_owned()));
                 Ok((record.line, record.dn, attributes.collect()))
             })
             .collect()
@@ -349,11 +398,21 @@ mod tests {
         assert_eq!(
             read(text).unwrap(),
             vec![
-                (5, "uid=a,dc=jp".into(), vec![(7, "uid".into(), b"a".to_vec()), (8, "cn".into(), "あ".into())]),
+                (
+                    5,
+                    "uid=a,dc=jp".into(),
+                    vec![
+                        (7, "uid".into(), b"a".to_vec()),
+                        (8, "cn".into(), "あ".into())
+                    ]
+                ),
                 (
                     13,
                     "uid=b".into(),
-                    vec![(14, "description".into(), "café: x y ".into()), (16, "empty".into(), vec![])]
+                    vec![
+                        (14, "description".into(), "café: x y ".into()),
+                        (16, "empty".into(), vec![])
+                    ]
                 ),
             ]
         );
@@ -381,7 +440,11 @@ mod tests {
             ("dn: a\nchangetype: add\nx: y\n", 2, Problem::ChangeRecord),
             ("dn: a\nx: y\n-\n", 3, Problem::ChangeRecord),
             ("version: 2\n", 1, Problem::Version),
-            ("dn: a\na: b\na: b\na: b\na: b\na: b\n", 1, Problem::TooManyValues),
+            (
+                "dn: a\na: b\na: b\na: b\na: b\na: b\n",
+                1,
+                Problem::TooManyValues,
+            ),
         ] {
             assert_eq!(read(text.as_bytes()), Err((line, what)), "{text:?}");
         }
@@ -394,8 +457,18 @@ mod tests {
         let record = format!("dn: a\n{}", format!("x: {}\n", "y".repeat(50)).repeat(4));
         assert_eq!(read(record.as_bytes()), Err((5, Problem::RecordTooLong)));
         assert_eq!(read(b"dn: a\nx: \xff\n"), Err((2, Problem::NotText)));
-        let small = Limits { file_bytes_max: 3, ..Limits::default() };
-        assert_eq!(records(b"dn: a\nx: y\n", small).next().unwrap().unwrap_err().what, Problem::FileTooLong);
+        let small = Limits {
+            file_bytes_max: 3,
+            ..Limits::default()
+        };
+        assert_eq!(
+            records(b"dn: a\nx: y\n", small)
+                .next()
+                .unwrap()
+                .unwrap_err()
+                .what,
+            Problem::FileTooLong
+        );
     }
 
     #[test]
@@ -418,10 +491,20 @@ mod tests {
             for n in [10_000, 20_000, 40_000] {
                 let text = make(n);
                 let mut reader = records(text.as_bytes(), limits);
-                assert!(reader.by_ref().all(|record| record.is_ok()), "shape {shape}");
+                assert!(
+                    reader.by_ref().all(|record| record.is_ok()),
+                    "shape {shape}"
+                );
                 let handled = reader.octets_handled();
-                assert!(handled >= text.len() as u64, "shape {shape}: counts its work");
-                assert!(handled <= 3 * text.len() as u64, "shape {shape}: {handled} for {}", text.len());
+                assert!(
+                    handled >= text.len() as u64,
+                    "shape {shape}: counts its work"
+                );
+                assert!(
+                    handled <= 3 * text.len() as u64,
+                    "shape {shape}: {handled} for {}",
+                    text.len()
+                );
             }
         }
     }

@@ -65,15 +65,26 @@ pub enum Reload {
 
 impl LdifDirectory {
     /// The directory in `input`, an LDIF file; an error refuses the file as a whole.
-    pub fn load(input: &[u8], settings: Settings, pool: PoolLimits) -> Result<LdifDirectory, Vec<Finding>> {
+    pub fn load(
+        input: &[u8],
+        settings: Settings,
+        pool: PoolLimits,
+    ) -> Result<LdifDirectory, Vec<Finding>> {
         let table = load(input, &settings)?;
-        Ok(LdifDirectory { table: ArcSwap::from_pointee(table), settings, pool: Pool::new(pool) })
+        Ok(LdifDirectory {
+            table: ArcSwap::from_pointee(table),
+            settings,
+            pool: Pool::new(pool),
+        })
     }
 
     /// Remembers right logins whose password is costly to verify, see [`Pool::with_recent`]. `key`: random, of this process.
     #[must_use]
     pub fn with_recent_logins(self, key: [u8; 32]) -> LdifDirectory {
-        LdifDirectory { pool: self.pool.with_recent(key), ..self }
+        LdifDirectory {
+            pool: self.pool.with_recent(key),
+            ..self
+        }
     }
 
     /// The table that answers now; its findings are what `hikyaku check` prints.
@@ -100,13 +111,21 @@ impl LdifDirectory {
 
     async fn log_in(&self, login: &str, password: &[u8]) -> Result<Account, LoginError> {
         // RFC 4513 section 5.1.2: an empty password must never succeed, whatever is stored.
-        if login.len() > LOGIN_BYTES_MAX || password.is_empty() || password.len() > PASSWORD_BYTES_MAX {
+        if login.len() > LOGIN_BYTES_MAX
+            || password.is_empty()
+            || password.len() > PASSWORD_BYTES_MAX
+        {
             return Err(LoginError::Wrong);
         }
         let credentials = self.table.load().credentials(login)?;
-        let verdict = self.pool.verify(credentials.stored, password.to_vec()).await?;
+        let verdict = self
+            .pool
+            .verify(credentials.stored, password.to_vec())
+            .await?;
         match (credentials.account, verdict) {
-            (Some(LoginAccount::Here(account)), Verdict::Right) if account.state.may_log_in() => Ok(account),
+            (Some(LoginAccount::Here(account)), Verdict::Right) if account.state.may_log_in() => {
+                Ok(account)
+            }
             (Some(_), Verdict::Right) => Err(LoginError::Disabled),
             (None, _) | (Some(_), Verdict::Wrong) => Err(LoginError::Wrong),
             (Some(_), Verdict::Unknown) => {
@@ -117,15 +136,25 @@ impl LdifDirectory {
 }
 
 impl Directory for LdifDirectory {
-    fn resolve<'a>(&'a self, address: &'a Mailbox) -> BoxFuture<'a, Result<Resolution, Unavailable>> {
+    fn resolve<'a>(
+        &'a self,
+        address: &'a Mailbox,
+    ) -> BoxFuture<'a, Result<Resolution, Unavailable>> {
         ready(self.table.load().resolve(address)).boxed()
     }
 
-    fn authenticate<'a>(&'a self, login: &'a str, password: &'a [u8]) -> BoxFuture<'a, Result<Account, LoginError>> {
+    fn authenticate<'a>(
+        &'a self,
+        login: &'a str,
+        password: &'a [u8],
+    ) -> BoxFuture<'a, Result<Account, LoginError>> {
         self.log_in(login, password).boxed()
     }
 
-    fn account<'a>(&'a self, id: &'a AccountId) -> BoxFuture<'a, Result<Option<Account>, Unavailable>> {
+    fn account<'a>(
+        &'a self,
+        id: &'a AccountId,
+    ) -> BoxFuture<'a, Result<Option<Account>, Unavailable>> {
         ready(self.table.load().account(id)).boxed()
     }
 
@@ -155,7 +184,12 @@ pub struct Stillness {
 impl Stillness {
     /// Watches a file that was read when it had the stamp `read`; 2,000 ms of rest are usual.
     pub fn new(read: Stamp, still_ms: u64) -> Stillness {
-        Stillness { still_ms, read, seen: read, since_ms: 0 }
+        Stillness {
+            still_ms,
+            read,
+            seen: read,
+            since_ms: 0,
+        }
     }
 
     /// True, once for each change, when the file should be read: looked at now, at `now_ms`, it has the stamp `stamp`.
@@ -164,7 +198,8 @@ impl Stillness {
             self.seen = stamp;
             self.since_ms = now_ms;
         }
-        let is_due = self.seen != self.read && now_ms.saturating_sub(self.since_ms) >= self.still_ms;
+        let is_due =
+            self.seen != self.read && now_ms.saturating_sub(self.since_ms) >= self.still_ms;
         if is_due {
             self.read = self.seen;
         }

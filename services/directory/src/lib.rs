@@ -48,13 +48,23 @@ pub mod throttle;
 /// Who recipients are and who may log in.
 pub trait Directory: Send + Sync + 'static {
     /// What to do with mail for `address`: one step of the way, see [`Decision`].
-    fn resolve<'a>(&'a self, address: &'a Mailbox) -> BoxFuture<'a, Result<Resolution, Unavailable>>;
+    fn resolve<'a>(
+        &'a self,
+        address: &'a Mailbox,
+    ) -> BoxFuture<'a, Result<Resolution, Unavailable>>;
 
     /// The account that `login` and `password` open. An unknown login costs as much as a wrong password.
-    fn authenticate<'a>(&'a self, login: &'a str, password: &'a [u8]) -> BoxFuture<'a, Result<Account, LoginError>>;
+    fn authenticate<'a>(
+        &'a self,
+        login: &'a str,
+        password: &'a [u8],
+    ) -> BoxFuture<'a, Result<Account, LoginError>>;
 
     /// The account with this id as the directory knows it now; `None` is a definite "no such account".
-    fn account<'a>(&'a self, id: &'a AccountId) -> BoxFuture<'a, Result<Option<Account>, Unavailable>>;
+    fn account<'a>(
+        &'a self,
+        id: &'a AccountId,
+    ) -> BoxFuture<'a, Result<Option<Account>, Unavailable>>;
 
     /// What the forward-path `<postmaster>`, the only one without a domain, stands for (RFC 5321 section 4.5.1):
     /// postmaster at the default domain, to be resolved like any other address.
@@ -162,9 +172,13 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Rule::MailHost => "mailHost is ours: deliver to that mbox",
-            Rule::Rewrite => "mailHost is ours and mailRoutingAddress is set: rewrite and route again",
+            Rule::Rewrite => {
+                "mailHost is ours and mailRoutingAddress is set: rewrite and route again"
+            }
             Rule::Final => "mailRoutingAddress is the same entry or at one of our mboxes: deliver",
-            Rule::RelayRoutingAddress => "mailHost is foreign and mailRoutingAddress is set: relay that to the host",
+            Rule::RelayRoutingAddress => {
+                "mailHost is foreign and mailRoutingAddress is set: relay that to the host"
+            }
             Rule::RelayOriginal => "mailHost is foreign: relay the address as it is to the host",
             Rule::RoutingAddress => "only mailRoutingAddress is set: route that",
             Rule::DefaultMbox => "no mailHost: deliver to the tenant's default mbox",
@@ -231,7 +245,9 @@ pub struct Unavailable {
 impl Unavailable {
     /// Unavailable because of `reason`.
     pub fn new(reason: impl Into<String>) -> Unavailable {
-        Unavailable { reason: reason.into() }
+        Unavailable {
+            reason: reason.into(),
+        }
     }
 
     /// What the peer reads at RCPT.

@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use hikyaku_mail::path::normal_domain;
 
-use crate::entry::{Domains, Draft, GroupDraft, MemberDraft, Recipient, draft, normal_dn, printable};
+use crate::entry::{
+    Domains, Draft, GroupDraft, MemberDraft, Recipient, draft, normal_dn, printable,
+};
 use crate::finding::{Finding, Findings, Severity};
 use crate::ldif;
 use crate::password;
@@ -60,9 +62,13 @@ impl Loader<'_> {
 
     /// The entry is unusable, for this reason.
     fn break_entry(&mut self, index: usize, line: u32, what: String) {
-        let Some(recipient) = self.recipients.get(index) else { return };
+        let Some(recipient) = self.recipients.get(index) else {
+            return;
+        };
         let (dn, number) = (recipient.dn.clone(), index as u32);
-        self.broken.entry(number).or_insert_with(|| what.as_str().into());
+        self.broken
+            .entry(number)
+            .or_insert_with(|| what.as_str().into());
         self.find(Severity::Error, line, Some(&dn), what);
     }
 
@@ -76,7 +82,10 @@ impl Loader<'_> {
                 }
             };
             if self.recipients.len() + self.domain_entries.len() >= self.settings.entries_max {
-                self.refuse(record.line, format!("more than {} entries", self.settings.entries_max));
+                self.refuse(
+                    record.line,
+                    format!("more than {} entries", self.settings.entries_max),
+                );
                 return None;
             }
             let next = self.recipients.len();
@@ -108,31 +117,56 @@ impl Loader<'_> {
             }
             Slot::Occupied(slot) => *slot.get(),
         };
-        let both = [(first, first_line, record.line), (recipient, record.line, first_line)];
+        let both = [
+            (first, first_line, record.line),
+            (recipient, record.line, first_line),
+        ];
         for (index, line, other) in both {
             if let Some(index) = index {
-                self.break_entry(index as usize, line, format!("line {other} has the same DN"));
+                self.break_entry(
+                    index as usize,
+                    line,
+                    format!("line {other} has the same DN"),
+                );
             }
         }
         if first.is_none() && recipient.is_none() {
             let dn = printable(&record.dn);
-            self.find(Severity::Warning, record.line, Some(&dn), format!("line {first_line} has the same DN"));
+            self.find(
+                Severity::Warning,
+                record.line,
+                Some(&dn),
+                format!("line {first_line} has the same DN"),
+            );
         }
     }
 
     fn table(mut self) -> Result<Table, Vec<Finding>> {
         let mboxes = self.mboxes();
-        let default_mbox = self.settings.default_mbox.as_ref().map(|name| mbox_index(&mboxes, name));
+        let default_mbox = self
+            .settings
+            .default_mbox
+            .as_ref()
+            .map(|name| mbox_index(&mboxes, name));
         if default_mbox == Some(None) {
             self.refuse(0, "the default mbox is none of our mboxes");
         }
         let (tenants, domains) = self.domains(&mboxes, default_mbox.flatten());
         let Ok(default_domain) = normal_domain(&self.settings.default_domain) else {
-            self.refuse(0, format!("default domain {}: not a domain", printable(&self.settings.default_domain)));
+            self.refuse(
+                0,
+                format!(
+                    "default domain {}: not a domain",
+                    printable(&self.settings.default_domain)
+                ),
+            );
             return Err(self.findings.finish());
         };
         if !domains.contains_key(&default_domain) {
-            self.refuse(0, format!("no domainRelatedObject entry hosts the default domain {default_domain}"));
+            self.refuse(
+                0,
+                format!("no domainRelatedObject entry hosts the default domain {default_domain}"),
+            );
         }
         let Ok(postmaster) = format!("postmaster@{default_domain}").parse() else {
             self.refuse(0, "the default domain is too long");
@@ -187,17 +221,29 @@ impl Loader<'_> {
         let mut owners: BTreeMap<String, DomainOwner> = BTreeMap::new();
         for entry in std::mem::take(&mut self.domain_entries) {
             let mut errors = entry.errors;
-            let mbox = entry.mail_host.as_deref().map(|name| mbox_index(mboxes, name));
+            let mbox = entry
+                .mail_host
+                .as_deref()
+                .map(|name| mbox_index(mboxes, name));
             if mbox == Some(None) {
-                errors.push((entry.line, "mailHost: the tenant's default mbox is none of our mboxes".to_owned()));
+                errors.push((
+                    entry.line,
+                    "mailHost: the tenant's default mbox is none of our mboxes".to_owned(),
+                ));
             }
             let (tenant, first_host) = named.entry(entry.tenant.clone()).or_insert_with(|| {
-                tenants.push(Tenant { name: entry.tenant.as_str().into(), default_mbox });
+                tenants.push(Tenant {
+                    name: entry.tenant.as_str().into(),
+                    default_mbox,
+                });
                 (tenants.len() as u32 - 1, None)
             });
             match (first_host.as_ref(), entry.mail_host) {
                 (Some(first), Some(second)) if *first != second => {
-                    errors.push((entry.line, format!("tenant {}: a second default mbox", entry.tenant)));
+                    errors.push((
+                        entry.line,
+                        format!("tenant {}: a second default mbox", entry.tenant),
+                    ));
                 }
                 (None, Some(host)) => {
                     if let Some(tenant) = tenants.get_mut(*tenant as usize) {
@@ -208,12 +254,18 @@ impl Loader<'_> {
                 _ => {}
             }
             for domain in entry.domains {
-                let owner = if errors.is_empty() { DomainOwner::Tenant(*tenant) } else { DomainOwner::InDoubt };
+                let owner = if errors.is_empty() {
+                    DomainOwner::Tenant(*tenant)
+                } else {
+                    DomainOwner::InDoubt
+                };
                 let known = owners.entry(domain.clone()).or_insert(owner);
                 if *known != owner {
                     *known = DomainOwner::InDoubt;
-                    errors
-                        .push((entry.line, format!("{domain} is another tenant's too, or its other entry is broken")));
+                    errors.push((
+                        entry.line,
+                        format!("{domain} is another tenant's too, or its other entry is broken"),
+                    ));
                 }
             }
             for (line, what) in errors {
@@ -227,7 +279,9 @@ impl Loader<'_> {
     fn judge_each(&mut self, domains: &BTreeMap<String, DomainOwner>) -> Vec<u32> {
         let mut tenant_of = Vec::with_capacity(self.recipients.len());
         for index in 0..self.recipients.len() {
-            let Some(recipient) = self.recipients.get_mut(index) else { break };
+            let Some(recipient) = self.recipients.get_mut(index) else {
+                break;
+            };
             let (line, dn) = (recipient.line, recipient.dn.clone());
             let errors = std::mem::take(&mut recipient.errors);
             let warnings = std::mem::take(&mut recipient.warnings);
@@ -239,14 +293,19 @@ impl Loader<'_> {
                         owner = Some(*tenant);
                         return true;
                     }
-                    (Some(DomainOwner::Tenant(tenant)), Some(first)) if *tenant == first => return true,
+                    (Some(DomainOwner::Tenant(tenant)), Some(first)) if *tenant == first => {
+                        return true;
+                    }
                     (Some(DomainOwner::Tenant(_)), Some(_)) => {
                         "its domain is another tenant's than the first address's"
                     }
                     (Some(DomainOwner::InDoubt), _) => "the entry of its domain is broken",
                     (None, _) => "no domainRelatedObject entry hosts its domain",
                 };
-                doubts.push((address_key(address), format!("mailLocalAddress {address}: {doubt}; it is unavailable")));
+                doubts.push((
+                    address_key(address),
+                    format!("mailLocalAddress {address}: {doubt}; it is unavailable"),
+                ));
                 false
             });
             let is_nowhere = recipient.addresses.is_empty() && !doubts.is_empty();
@@ -285,10 +344,22 @@ impl Loader<'_> {
     }
 
     fn break_pair(&mut self, one: usize, other: usize, attribute: &str) {
-        let line = |index: usize| self.recipients.get(index).map_or(0, |recipient| recipient.line);
+        let line = |index: usize| {
+            self.recipients
+                .get(index)
+                .map_or(0, |recipient| recipient.line)
+        };
         let (one_line, other_line) = (line(one), line(other));
-        self.break_entry(one, one_line, format!("line {other_line} has the same {attribute}"));
-        self.break_entry(other, other_line, format!("line {one_line} has the same {attribute}"));
+        self.break_entry(
+            one,
+            one_line,
+            format!("line {other_line} has the same {attribute}"),
+        );
+        self.break_entry(
+            other,
+            other_line,
+            format!("line {one_line} has the same {attribute}"),
+        );
     }
 
     fn addresses(&mut self) -> HashMap<Box<str>, Owner> {
@@ -296,10 +367,20 @@ impl Loader<'_> {
         let mut owners = HashMap::with_capacity(recipients.len());
         for (index, recipient) in recipients.iter().enumerate() {
             for address in &recipient.addresses {
-                self.claim(&mut owners, &recipients, index, address_key(address), "mailLocalAddress");
+                self.claim(
+                    &mut owners,
+                    &recipients,
+                    index,
+                    address_key(address),
+                    "mailLocalAddress",
+                );
             }
         }
-        owners.extend(self.addresses_in_doubt.drain(..).map(|key| (key, Owner::InDoubt)));
+        owners.extend(
+            self.addresses_in_doubt
+                .drain(..)
+                .map(|key| (key, Owner::InDoubt)),
+        );
         self.recipients = recipients;
         owners
     }
@@ -322,13 +403,20 @@ impl Loader<'_> {
             return;
         }
         let first = match known {
-            Owner::Entry(first) => all.get(*first as usize).map(|first| format!("line {}", first.line)),
+            Owner::Entry(first) => all
+                .get(*first as usize)
+                .map(|first| format!("line {}", first.line)),
             Owner::InDoubt => None,
         };
         *known = Owner::InDoubt;
-        let Some(recipient) = all.get(index) else { return };
+        let Some(recipient) = all.get(index) else {
+            return;
+        };
         let first = first.unwrap_or_else(|| "others".to_owned());
-        let what = format!("{attribute} {}: {first} has it too; it is unavailable", printable(&key));
+        let what = format!(
+            "{attribute} {}: {first} has it too; it is unavailable",
+            printable(&key)
+        );
         self.find(Severity::Error, recipient.line, Some(&recipient.dn), what);
     }
 
@@ -341,8 +429,10 @@ impl Loader<'_> {
                 self.claim(&mut owners, &recipients, index, login.clone(), "uid");
                 let other = addresses.get(login.as_str());
                 if other.is_some_and(|other| *other != Owner::Entry(index as u32)) {
-                    let what =
-                        format!("uid {}: another entry has it as an address; it is unavailable", printable(login));
+                    let what = format!(
+                        "uid {}: another entry has it as an address; it is unavailable",
+                        printable(login)
+                    );
                     self.find(Severity::Error, recipient.line, Some(&recipient.dn), what);
                 }
             }
@@ -355,7 +445,11 @@ impl Loader<'_> {
     fn groups(&mut self) -> BTreeMap<u32, Group> {
         let mut groups = BTreeMap::new();
         for index in 0..self.recipients.len() {
-            let Some(draft) = self.recipients.get_mut(index).and_then(|recipient| recipient.group.take()) else {
+            let Some(draft) = self
+                .recipients
+                .get_mut(index)
+                .and_then(|recipient| recipient.group.take())
+            else {
                 continue;
             };
             let group = self.group(index, draft);
@@ -372,16 +466,30 @@ impl Loader<'_> {
                 MemberDraft::Address(address) => address,
                 MemberDraft::Dn(line, dn) => {
                     let known = self.dns.get(dn.as_str()).map(|(_, recipient)| *recipient);
-                    let recipient = known.flatten().and_then(|member| self.recipients.get(member as usize));
-                    match (recipient.and_then(|recipient| recipient.addresses.first()), recipient) {
+                    let recipient = known
+                        .flatten()
+                        .and_then(|member| self.recipients.get(member as usize));
+                    match (
+                        recipient.and_then(|recipient| recipient.addresses.first()),
+                        recipient,
+                    ) {
                         (Some(address), _) => address.clone(),
                         (None, Some(_)) => {
-                            self.break_entry(index, line, format!("member {}: its entry is broken", printable(&dn)));
+                            self.break_entry(
+                                index,
+                                line,
+                                format!("member {}: its entry is broken", printable(&dn)),
+                            );
                             continue;
                         }
                         (None, None) => {
-                            let own = self.recipients.get(index).map(|own| own.dn.clone()).unwrap_or_default();
-                            let what = format!("member {}: no such mail entry; left out", printable(&dn));
+                            let own = self
+                                .recipients
+                                .get(index)
+                                .map(|own| own.dn.clone())
+                                .unwrap_or_default();
+                            let what =
+                                format!("member {}: no such mail entry; left out", printable(&dn));
                             self.find(Severity::Warning, line, Some(&own), what);
                             continue;
                         }
@@ -393,10 +501,16 @@ impl Loader<'_> {
             }
         }
         if members.is_empty() {
-            let line = self.recipients.get(index).map_or(0, |recipient| recipient.line);
+            let line = self
+                .recipients
+                .get(index)
+                .map_or(0, |recipient| recipient.line);
             self.break_entry(index, line, "a group without members".to_owned());
         }
-        Group { members, errors_to: draft.errors_to }
+        Group {
+            members,
+            errors_to: draft.errors_to,
+        }
     }
 
     /// The entries themselves, then what can be said only of all of them together.
@@ -409,9 +523,11 @@ impl Loader<'_> {
             let is_broken = self.broken.contains_key(&number);
             // What is no mailbox (a group, an alias) has lost no id.
             let is_alias = recipient.routing.is_some() && recipient.mail_host.is_none();
-            table.ids_in_doubt |= is_broken && recipient.id.is_none() && !is_alias && !groups.contains_key(&number);
+            table.ids_in_doubt |=
+                is_broken && recipient.id.is_none() && !is_alias && !groups.contains_key(&number);
             let host = match recipient.mail_host {
-                Some(name) => mbox_index(&table.mboxes, &name).map_or_else(|| Host::Foreign(name.into()), Host::Ours),
+                Some(name) => mbox_index(&table.mboxes, &name)
+                    .map_or_else(|| Host::Foreign(name.into()), Host::Ours),
                 None => Host::None,
             };
             decoys.count(&recipient.passwords);
@@ -439,10 +555,24 @@ impl Loader<'_> {
     /// A mailbox needs an id, and a target of ours should lead somewhere.
     fn judge_decisions(&mut self, table: &mut Table, lines: &[u32]) {
         for index in table.indices() {
-            let Some(entry) = table.entries.get(index as usize) else { break };
-            let Some(address) = entry.address.clone().filter(|_| !table.broken.contains_key(&index)) else { continue };
-            let (line, dn) = (lines.get(index as usize).copied().unwrap_or(0), entry.dn.clone());
-            let targets = match table.decide(index, &address).map(|resolution| resolution.decision) {
+            let Some(entry) = table.entries.get(index as usize) else {
+                break;
+            };
+            let Some(address) = entry
+                .address
+                .clone()
+                .filter(|_| !table.broken.contains_key(&index))
+            else {
+                continue;
+            };
+            let (line, dn) = (
+                lines.get(index as usize).copied().unwrap_or(0),
+                entry.dn.clone(),
+            );
+            let targets = match table
+                .decide(index, &address)
+                .map(|resolution| resolution.decision)
+            {
                 Err(error) => {
                     self.find(Severity::Error, line, Some(&dn), error.reason.as_str());
                     table.ids_in_doubt |= entry.id.is_none();
@@ -450,12 +580,22 @@ impl Loader<'_> {
                     continue;
                 }
                 Ok(Decision::Forward { to }) => vec![to],
-                Ok(Decision::Group { members, errors_to }) => members.into_iter().chain(errors_to).collect(),
+                Ok(Decision::Group { members, errors_to }) => {
+                    members.into_iter().chain(errors_to).collect()
+                }
                 Ok(_) => continue,
             };
             for target in targets {
-                if table.resolve(&target).is_ok_and(|resolution| resolution.decision == Decision::NoSuchUser) {
-                    self.find(Severity::Warning, line, Some(&dn), format!("{target}: no entry has this address"));
+                if table
+                    .resolve(&target)
+                    .is_ok_and(|resolution| resolution.decision == Decision::NoSuchUser)
+                {
+                    self.find(
+                        Severity::Warning,
+                        line,
+                        Some(&dn),
+                        format!("{target}: no entry has this address"),
+                    );
                 }
             }
         }
@@ -465,17 +605,30 @@ impl Loader<'_> {
     fn judge_roles(&mut self, table: &Table) {
         if let Some(postmaster) = &self.settings.postmaster {
             let is_nobody = match table.resolve(postmaster) {
-                Ok(found) => found.decision == Decision::NoSuchUser || found.rule == Rule::RoleAddress,
+                Ok(found) => {
+                    found.decision == Decision::NoSuchUser || found.rule == Rule::RoleAddress
+                }
                 Err(_) => false,
             };
             if is_nobody {
-                self.find(Severity::Error, 0, None, format!("postmaster {postmaster}: no entry has this address"));
+                self.find(
+                    Severity::Error,
+                    0,
+                    None,
+                    format!("postmaster {postmaster}: no entry has this address"),
+                );
             }
             return;
         }
         for domain in table.domains.keys() {
-            let Some(Ok(address)) = ROLES.first().map(|role| format!("{role}@{domain}").parse()) else { continue };
-            if table.resolve(&address).is_ok_and(|found| found.decision == Decision::NoSuchUser) {
+            let Some(Ok(address)) = ROLES.first().map(|role| format!("{role}@{domain}").parse())
+            else {
+                continue;
+            };
+            if table
+                .resolve(&address)
+                .is_ok_and(|found| found.decision == Decision::NoSuchUser)
+            {
                 let what = format!("nobody is {address}: add an entry, or set who is postmaster");
                 self.find(Severity::Error, 0, None, what);
             }
@@ -485,14 +638,23 @@ impl Loader<'_> {
 
 fn mbox_index(mboxes: &[Arc<str>], name: &str) -> Option<u32> {
     let name = normal_domain(name).ok()?;
-    let found = mboxes.binary_search_by(|mbox| (**mbox).cmp(name.as_str())).ok()?;
+    let found = mboxes
+        .binary_search_by(|mbox| (**mbox).cmp(name.as_str()))
+        .ok()?;
     u32::try_from(found).ok()
 }
 
 fn index_ids(table: &mut Table) {
     let entries = &table.entries;
-    let id_of = |index: u32| entries.get(index as usize).and_then(|entry| entry.id.as_ref());
-    let mut by_id: Vec<u32> = table.indices().filter(|&index| id_of(index).is_some()).collect();
+    let id_of = |index: u32| {
+        entries
+            .get(index as usize)
+            .and_then(|entry| entry.id.as_ref())
+    };
+    let mut by_id: Vec<u32> = table
+        .indices()
+        .filter(|&index| id_of(index).is_some())
+        .collect();
     by_id.sort_by(|&one, &other| id_of(one).cmp(&id_of(other)));
     table.by_id = by_id;
     table.entries.shrink_to_fit();
@@ -510,7 +672,9 @@ struct Decoys(BTreeMap<String, (usize, Box<str>)>);
 impl Decoys {
     fn count(&mut self, passwords: &[Box<str>]) {
         for stored in passwords {
-            let Some(class) = password::class(stored) else { continue };
+            let Some(class) = password::class(stored) else {
+                continue;
+            };
             let is_room = self.0.len() < CLASSES_MAX;
             match self.0.get_mut(&class) {
                 Some((count, _)) => *count += 1,
@@ -521,6 +685,9 @@ impl Decoys {
     }
 
     fn most_common(self) -> Option<Box<str>> {
-        self.0.into_values().max_by_key(|(count, _)| *count).map(|(_, stored)| stored)
+        self.0
+            .into_values()
+            .max_by_key(|(count, _)| *count)
+            .map(|(_, stored)| stored)
     }
 }

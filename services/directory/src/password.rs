@@ -50,7 +50,12 @@ pub struct PoolLimits {
 
 impl Default for PoolLimits {
     fn default() -> PoolLimits {
-        PoolLimits { hashing_max: 2, memory_mib_max: 128, waiting_max: 256, wait_max: Duration::from_secs(10) }
+        PoolLimits {
+            hashing_max: 2,
+            memory_mib_max: 128,
+            waiting_max: 256,
+            wait_max: Duration::from_secs(10),
+        }
     }
 }
 
@@ -76,17 +81,31 @@ pub enum Unusable {
 }
 
 enum Stored<'a> {
-    Salted { digest: fn(&[u8], &[u8]) -> Vec<u8>, expected: Vec<u8>, salt: Vec<u8> },
-    Argon2 { hash: Box<PasswordHash>, memory_kib: u32 },
+    Salted {
+        digest: fn(&[u8], &[u8]) -> Vec<u8>,
+        expected: Vec<u8>,
+        salt: Vec<u8>,
+    },
+    Argon2 {
+        hash: Box<PasswordHash>,
+        memory_kib: u32,
+    },
     Crypt(Crypt<'a>),
 }
 
 fn salted<D: Digest>(password: &[u8], salt: &[u8]) -> Vec<u8> {
-    D::new().chain_update(password).chain_update(salt).finalize().to_vec()
+    D::new()
+        .chain_update(password)
+        .chain_update(salt)
+        .finalize()
+        .to_vec()
 }
 
 fn parse(stored: &str) -> Result<Stored<'_>, Unusable> {
-    let (scheme, value) = stored.strip_prefix('{').and_then(|rest| rest.split_once('}')).ok_or(Unusable::Cleartext)?;
+    let (scheme, value) = stored
+        .strip_prefix('{')
+        .and_then(|rest| rest.split_once('}'))
+        .ok_or(Unusable::Cleartext)?;
     match scheme.to_ascii_uppercase().as_str() {
         "SSHA" => parse_salted(value, 20, salted::<Sha1>),
         "SSHA256" => parse_salted(value, 32, salted::<Sha256>),
@@ -98,25 +117,44 @@ fn parse(stored: &str) -> Result<Stored<'_>, Unusable> {
     }
 }
 
-fn parse_salted(value: &str, length: usize, digest: fn(&[u8], &[u8]) -> Vec<u8>) -> Result<Stored<'_>, Unusable> {
+fn parse_salted(
+    value: &str,
+    length: usize,
+    digest: fn(&[u8], &[u8]) -> Vec<u8>,
+) -> Result<Stored<'_>, Unusable> {
     let mut expected = STANDARD.decode(value).map_err(|_| Unusable::Malformed)?;
     if expected.len() <= length || expected.len() > length + SALT_BYTES_MAX {
         return Err(Unusable::Malformed);
     }
     let salt = expected.split_off(length);
-    Ok(Stored::Salted { digest, expected, salt })
+    Ok(Stored::Salted {
+        digest,
+        expected,
+        salt,
+    })
 }
 
 fn parse_argon2(value: &str) -> Result<Stored<'static>, Unusable> {
     let hash = Box::new(PasswordHash::new(value).map_err(|_| Unusable::Malformed)?);
     let params = Params::try_from(&*hash).map_err(|_| Unusable::Malformed)?;
-    if Algorithm::try_from(hash.algorithm.as_str()).is_err() || hash.salt.is_none() || hash.hash.is_none() {
+    if Algorithm::try_from(hash.algorithm.as_str()).is_err()
+        || hash.salt.is_none()
+        || hash.hash.is_none()
+    {
         return Err(Unusable::Malformed);
     }
     let work = u64::from(params.m_cost()) * u64::from(params.t_cost());
-    let fits =
-        params.m_cost() <= ARGON2_MEMORY_KIB_MAX && work <= ARGON2_WORK_KIB_MAX && params.p_cost() <= ARGON2_LANES_MAX;
-    if fits { Ok(Stored::Argon2 { hash, memory_kib: params.m_cost() }) } else { Err(Unusable::TooCostly) }
+    let fits = params.m_cost() <= ARGON2_MEMORY_KIB_MAX
+        && work <= ARGON2_WORK_KIB_MAX
+        && params.p_cost() <= ARGON2_LANES_MAX;
+    if fits {
+        Ok(Stored::Argon2 {
+            hash,
+            memory_kib: params.m_cost(),
+        })
+    } else {
+        Err(Unusable::TooCostly)
+    }
 }
 
 /// Whether `stored` can be verified against.
@@ -151,16 +189,26 @@ enum Cost {
 fn cost(stored: &str) -> Cost {
     match parse(stored) {
         Err(_) | Ok(Stored::Salted { .. }) => Cost::Cheap,
-        Ok(Stored::Argon2 { memory_kib, .. }) => Cost::Costly { memory_bytes: u64::from(memory_kib) << 10 },
-        Ok(Stored::Crypt(crypt)) => Cost::Costly { memory_bytes: crypt.memory_bytes() },
+        Ok(Stored::Argon2 { memory_kib, .. }) => Cost::Costly {
+            memory_bytes: u64::from(memory_kib) << 10,
+        },
+        Ok(Stored::Crypt(crypt)) => Cost::Costly {
+            memory_bytes: crypt.memory_bytes(),
+        },
     }
 }
 
 /// Whether `password` is the one that `stored` was made from. Costs what the scheme costs: call it from a [`pool::Pool`].
 pub fn verify(stored: &str, password: &[u8]) -> Result<bool, Unusable> {
     match parse(stored)? {
-        Stored::Salted { digest, expected, salt } => Ok(digest(password, &salt).ct_eq(&expected).into()),
-        Stored::Argon2 { hash, .. } => Ok(Argon2::default().verify_password(password, &*hash).is_ok()),
+        Stored::Salted {
+            digest,
+            expected,
+            salt,
+        } => Ok(digest(password, &salt).ct_eq(&expected).into()),
+        Stored::Argon2 { hash, .. } => {
+            Ok(Argon2::default().verify_password(password, &*hash).is_ok())
+        }
         Stored::Crypt(crypt) => Ok(crypt.verify(password)),
     }
 }
@@ -181,9 +229,15 @@ pub fn hash_ssha512(password: &[u8], salt: &[u8]) -> String {
 }
 
 /// `password` as `{ARGON2}` (Argon2id, 19 MiB, 2 passes: the OWASP minimum).
-pub fn hash_argon2(password: &[u8], salt: &[u8; 16]) -> Result<String, argon2::password_hash::Error> {
+pub fn hash_argon2(
+    password: &[u8],
+    salt: &[u8; 16],
+) -> Result<String, argon2::password_hash::Error> {
     let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, Params::default());
-    Ok(format!("{{ARGON2}}{}", argon2.hash_password_with_salt(password, salt)?))
+    Ok(format!(
+        "{{ARGON2}}{}",
+        argon2.hash_password_with_salt(password, salt)?
+    ))
 }
 
 #[cfg(test)]
@@ -195,19 +249,29 @@ mod tests {
     // Made by Python's hashlib; the Argon2 one is the reference implementation's own test vector.
     const MADE_ELSEWHERE: [(&str, &[u8]); 4] = [
         ("{SSHA}JFjlsWA/s7OcD3F5VqA5dDwesFFzYWx0MTIzNA==", b"hikyaku"),
-        ("{SSHA256}ce8qBmhwhA9g6QUEX3ON1sHRQLSwSjFin4CRCkX6V9VzYWx0MTIzNA==", b"hikyaku"),
+        (
+            "{SSHA256}ce8qBmhwhA9g6QUEX3ON1sHRQLSwSjFin4CRCkX6V9VzYWx0MTIzNA==",
+            b"hikyaku",
+        ),
         (
             "{SSHA512}IV9sh87uPNJkfD7DVnVk3yVmIH1wpEDrNk1qmiTqsyaII3BnqRXTcV4BfaFuSLOcxiDzOA5oN4iIWwyqJ583/HNhbHQxMjM0",
             b"hikyaku",
         ),
-        ("{ARGON2}$argon2id$v=19$m=256,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4", b"password"),
+        (
+            "{ARGON2}$argon2id$v=19$m=256,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4",
+            b"password",
+        ),
     ];
 
     #[test]
     fn what_others_made_is_verified() {
         for (stored, password) in MADE_ELSEWHERE {
             assert_eq!(verify(stored, password), Ok(true), "{stored}");
-            assert_eq!(verify(stored, &password.to_ascii_uppercase()), Ok(false), "{stored}");
+            assert_eq!(
+                verify(stored, &password.to_ascii_uppercase()),
+                Ok(false),
+                "{stored}"
+            );
             assert_eq!(verify(stored, b""), Ok(false), "{stored}");
         }
     }
@@ -231,17 +295,32 @@ mod tests {
             ("hunter2", Unusable::Cleartext),
             ("{PLAIN}hunter2", Unusable::Cleartext),
             ("{cleartext}hunter2", Unusable::Cleartext),
-            ("{CRYPT}$1$saltsalt$/mR7en0v138n0S4ilQ8EH0", Unusable::Scheme),
+            (
+                "{CRYPT}$1$saltsalt$/mR7en0v138n0S4ilQ8EH0",
+                Unusable::Scheme,
+            ),
             ("{CRYPT}$6$x$y", Unusable::Malformed),
             ("{CRYPT}hunter2", Unusable::Scheme),
             ("{MD5}x", Unusable::Scheme),
             ("{SSHA}*", Unusable::Malformed),
             // the digest alone, without salt
             ("{SSHA}AAAAAAAAAAAAAAAAAAAAAAAAAAA=", Unusable::Malformed),
-            ("{ARGON2}$argon2id$v=19$m=1024,t=1,p=1$c29tZXNhbHQ", Unusable::Malformed),
-            ("{ARGON2}$bcrypt$v=19$m=1024,t=1,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA", Unusable::Malformed),
-            ("{ARGON2}$argon2id$v=19$m=1048576,t=1,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA", Unusable::TooCostly),
-            ("{ARGON2}$argon2id$v=19$m=1024,t=1025,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA", Unusable::TooCostly),
+            (
+                "{ARGON2}$argon2id$v=19$m=1024,t=1,p=1$c29tZXNhbHQ",
+                Unusable::Malformed,
+            ),
+            (
+                "{ARGON2}$bcrypt$v=19$m=1024,t=1,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA",
+                Unusable::Malformed,
+            ),
+            (
+                "{ARGON2}$argon2id$v=19$m=1048576,t=1,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA",
+                Unusable::TooCostly,
+            ),
+            (
+                "{ARGON2}$argon2id$v=19$m=1024,t=1025,p=1$c29tZXNhbHQ$AAAAAAAAAAAAAAAAAAAAAA",
+                Unusable::TooCostly,
+            ),
         ] {
             assert_eq!(check(stored), Err(why), "{stored}");
         }
@@ -250,15 +329,30 @@ mod tests {
     #[test]
     fn a_class_is_scheme_and_cost() {
         for (stored, expected) in [
-            ("{ssha}JFjlsWA/s7OcD3F5VqA5dDwesFFzYWx0MTIzNA==", Some("SSHA")),
-            (MADE_ELSEWHERE[3].0, Some("ARGON2$argon2id$v=19$m=256,t=2,p=1")),
-            ("{CRYPT}$y$j75$abcdefgh$uXd7PJV/WfPU1JnkNp7yClp78wTE1oEawafWC/7XMC/", Some("CRYPT$y$j75")),
-            ("{CRYPT}$2b$05$abcdefghijklmnopqrstuuLfxTKLPlM1LC3VB8BF4Wu5EzVsrBYXC", Some("CRYPT$2b$05")),
+            (
+                "{ssha}JFjlsWA/s7OcD3F5VqA5dDwesFFzYWx0MTIzNA==",
+                Some("SSHA"),
+            ),
+            (
+                MADE_ELSEWHERE[3].0,
+                Some("ARGON2$argon2id$v=19$m=256,t=2,p=1"),
+            ),
+            (
+                "{CRYPT}$y$j75$abcdefgh$uXd7PJV/WfPU1JnkNp7yClp78wTE1oEawafWC/7XMC/",
+                Some("CRYPT$y$j75"),
+            ),
+            (
+                "{CRYPT}$2b$05$abcdefghijklmnopqrstuuLfxTKLPlM1LC3VB8BF4Wu5EzVsrBYXC",
+                Some("CRYPT$2b$05"),
+            ),
             (
                 "{crypt}$5$rounds=10000$saltstringsaltst$82Fbxa6P9VdB0fDpkXthXLML88V9WK7YbUKQ7f6ra82",
                 Some("CRYPT$5$rounds=10000"),
             ),
-            ("{CRYPT}$5$saltstring$r1pG8g27Ividy4EpqKGrcbHsN67PLCyIM3lERtlu7g0", Some("CRYPT$5")),
+            (
+                "{CRYPT}$5$saltstring$r1pG8g27Ividy4EpqKGrcbHsN67PLCyIM3lERtlu7g0",
+                Some("CRYPT$5"),
+            ),
             ("hunter2", None),
         ] {
             assert_eq!(class(stored).as_deref(), expected, "{stored}");

@@ -16,7 +16,14 @@ use crate::settings::Settings;
 use crate::{Account, AccountState, Decision, Resolution, Rule, Unavailable};
 
 /// Role addresses (RFC 2142, RFC 5321 section 4.5.1) that reach the site's postmaster when no entry has them.
-pub const ROLES: [&str; 6] = ["postmaster", "abuse", "hostmaster", "noc", "security", "webmaster"];
+pub const ROLES: [&str; 6] = [
+    "postmaster",
+    "abuse",
+    "hostmaster",
+    "noc",
+    "security",
+    "webmaster",
+];
 
 /// See the module.
 pub struct Table {
@@ -125,13 +132,17 @@ impl Table {
     /// How many usable entries of this table have no usable successor in `next` under their canonical address.
     pub fn lost_in(&self, next: &Table) -> usize {
         let is_lost = |&index: &u32| {
-            let Some(address) = self.entry(index).and_then(|entry| entry.address.as_ref()) else { return false };
+            let Some(address) = self.entry(index).and_then(|entry| entry.address.as_ref()) else {
+                return false;
+            };
             match next.addresses.get(address_key(address).as_str()) {
                 Some(&Owner::Entry(successor)) => next.broken.contains_key(&successor),
                 Some(Owner::InDoubt) | None => true,
             }
         };
-        let usable = self.indices().filter(|index| !self.broken.contains_key(index));
+        let usable = self
+            .indices()
+            .filter(|index| !self.broken.contains_key(index));
         usable.filter(is_lost).count()
     }
 
@@ -139,7 +150,11 @@ impl Table {
     pub fn resolve(&self, address: &Mailbox) -> Result<Resolution, Unavailable> {
         let owner = self.owner(address);
         let tenant = match (owner, self.domains.get(address.domain())) {
-            (Some(Owner::InDoubt), _) => return Err(Unavailable::new("this address is in doubt, see hikyaku check")),
+            (Some(Owner::InDoubt), _) => {
+                return Err(Unavailable::new(
+                    "this address is in doubt, see hikyaku check",
+                ));
+            }
             (Some(Owner::Entry(index)), _) => return self.decide(index, address),
             (None, None) => {
                 return Ok(Resolution {
@@ -149,7 +164,9 @@ impl Table {
                     tenant: None,
                 });
             }
-            (None, Some(DomainOwner::InDoubt)) => return Err(Unavailable::new("the entry of this domain is broken")),
+            (None, Some(DomainOwner::InDoubt)) => {
+                return Err(Unavailable::new("the entry of this domain is broken"));
+            }
             (None, Some(&DomainOwner::Tenant(tenant))) => self.tenant_name(tenant)?,
         };
         let local = self.plain_local_part(address);
@@ -162,47 +179,75 @@ impl Table {
             // The DN of no entry, but a key for loop detection all the same.
             (Some(role), Some(to)) => {
                 let entry = Some(format!("role={role}@{}", address.domain()));
-                (Decision::Forward { to: to.clone() }, Rule::RoleAddress, entry)
+                (
+                    Decision::Forward { to: to.clone() },
+                    Rule::RoleAddress,
+                    entry,
+                )
             }
             _ => (Decision::NoSuchUser, Rule::NoEntry, None),
         };
-        Ok(Resolution { decision, rule, entry, tenant: Some(tenant) })
+        Ok(Resolution {
+            decision,
+            rule,
+            entry,
+            tenant: Some(tenant),
+        })
     }
 
     /// The account with this id; `None` if no entry has it or it has no mailbox here.
     pub fn account(&self, id: &AccountId) -> Result<Option<Account>, Unavailable> {
         let id_of = |index: &u32| self.entry(*index).and_then(|entry| entry.id.as_ref());
-        match self.by_id.binary_search_by(|index| id_of(index).cmp(&Some(id))) {
+        match self
+            .by_id
+            .binary_search_by(|index| id_of(index).cmp(&Some(id)))
+        {
             Ok(found) => self.account_of(self.by_id.get(found).copied().unwrap_or(u32::MAX)),
-            Err(_) if self.ids_in_doubt => Err(Unavailable::new("an entry has lost its id, perhaps this one")),
+            Err(_) if self.ids_in_doubt => Err(Unavailable::new(
+                "an entry has lost its id, perhaps this one",
+            )),
             Err(_) => Ok(None),
         }
     }
 
     /// What `login`, a `uid` or an address, is verified against.
     pub fn credentials(&self, login: &str) -> Result<Credentials, Unavailable> {
-        let by_uid = self.logins.get(login.to_ascii_lowercase().as_str()).copied();
-        let by_address = login.parse::<Mailbox>().ok().and_then(|address| self.exact(&address));
+        let by_uid = self
+            .logins
+            .get(login.to_ascii_lowercase().as_str())
+            .copied();
+        let by_address = login
+            .parse::<Mailbox>()
+            .ok()
+            .and_then(|address| self.exact(&address));
         let index = match (by_uid, by_address) {
             (Some(Owner::Entry(index)), None) | (None, Some(Owner::Entry(index))) => index,
             (Some(Owner::Entry(one)), Some(Owner::Entry(other))) if one == other => one,
             (None, None) => return Ok(self.decoy()),
-            _ => return Err(Unavailable::new("this login is in doubt, see hikyaku check")),
+            _ => {
+                return Err(Unavailable::new(
+                    "this login is in doubt, see hikyaku check",
+                ));
+            }
         };
         let account = match self.account_of(index)? {
             Some(account) => LoginAccount::Here(account),
             None => LoginAccount::Elsewhere,
         };
         match self.entry(index) {
-            Some(entry) if !entry.passwords.is_empty() => {
-                Ok(Credentials { stored: entry.passwords.to_vec(), account: Some(account) })
-            }
+            Some(entry) if !entry.passwords.is_empty() => Ok(Credentials {
+                stored: entry.passwords.to_vec(),
+                account: Some(account),
+            }),
             _ => Ok(self.decoy()),
         }
     }
 
     fn decoy(&self) -> Credentials {
-        Credentials { stored: self.decoy.iter().cloned().collect(), account: None }
+        Credentials {
+            stored: self.decoy.iter().cloned().collect(),
+            account: None,
+        }
     }
 
     pub(crate) fn indices(&self) -> std::ops::Range<u32> {
@@ -218,11 +263,15 @@ impl Table {
             let dn = self.entry(index).map_or("", |entry| &entry.dn);
             return Err(Unavailable::new(format!("broken entry {dn}: {why}")));
         }
-        self.entry(index).ok_or_else(|| Unavailable::new("no such entry"))
+        self.entry(index)
+            .ok_or_else(|| Unavailable::new("no such entry"))
     }
 
     fn tenant_name(&self, tenant: u32) -> Result<Arc<str>, Unavailable> {
-        let found = self.tenants.get(tenant as usize).ok_or_else(|| Unavailable::new("no such tenant"))?;
+        let found = self
+            .tenants
+            .get(tenant as usize)
+            .ok_or_else(|| Unavailable::new("no such tenant"))?;
         Ok(Arc::clone(&found.name))
     }
 
@@ -234,7 +283,11 @@ impl Table {
     pub(crate) fn owner(&self, address: &Mailbox) -> Option<Owner> {
         let key = address_key(address);
         let found = self.addresses.get(key.as_str()).copied();
-        found.or_else(|| self.addresses.get(self.without_detail(&key)?.as_str()).copied())
+        found.or_else(|| {
+            self.addresses
+                .get(self.without_detail(&key)?.as_str())
+                .copied()
+        })
     }
 
     /// `user@domain` for the key `user+detail@domain`. A quoted local part has none: what is cut off it is no key.
@@ -269,15 +322,31 @@ impl Table {
         let routing_mbox = routing.and_then(|to| self.mbox_named(to.domain()));
         let is_same = routing.is_some_and(|to| self.owner(to) == Some(Owner::Entry(index)));
         let (decision, rule) = match (&entry.group, &entry.host, routing) {
-            (Some(group), _, _) => {
-                (Decision::Group { members: group.members.clone(), errors_to: group.errors_to.clone() }, Rule::Group)
+            (Some(group), _, _) => (
+                Decision::Group {
+                    members: group.members.clone(),
+                    errors_to: group.errors_to.clone(),
+                },
+                Rule::Group,
+            ),
+            (None, Host::Ours(mbox), Some(_)) if is_same || routing_mbox.is_some() => {
+                (local(*mbox)?, Rule::Final)
             }
-            (None, Host::Ours(mbox), Some(_)) if is_same || routing_mbox.is_some() => (local(*mbox)?, Rule::Final),
             (None, Host::Ours(_), Some(to)) => (forward(to), Rule::Rewrite),
             (None, Host::Ours(mbox), None) => (local(*mbox)?, Rule::MailHost),
             (None, Host::Foreign(host), routing) => {
-                let rule = if routing.is_some() { Rule::RelayRoutingAddress } else { Rule::RelayOriginal };
-                (Decision::Relay { host: host.to_string(), address: routing.unwrap_or(address).clone() }, rule)
+                let rule = if routing.is_some() {
+                    Rule::RelayRoutingAddress
+                } else {
+                    Rule::RelayOriginal
+                };
+                (
+                    Decision::Relay {
+                        host: host.to_string(),
+                        address: routing.unwrap_or(address).clone(),
+                    },
+                    rule,
+                )
             }
             (None, Host::None, Some(to)) if !is_same => match routing_mbox {
                 Some(mbox) => (local(mbox)?, Rule::Final),
@@ -289,18 +358,32 @@ impl Table {
             },
         };
         let tenant = Some(self.tenant_name(entry.tenant)?);
-        Ok(Resolution { decision, rule, entry: Some(entry.dn.to_string()), tenant })
+        Ok(Resolution {
+            decision,
+            rule,
+            entry: Some(entry.dn.to_string()),
+            tenant,
+        })
     }
 
     fn local(&self, entry: &Entry, mbox: u32, address: &Mailbox) -> Result<Decision, Unavailable> {
-        let account =
-            self.build_account(entry, mbox)?.ok_or_else(|| Unavailable::new("a mailbox without entryUUID"))?;
-        Ok(Decision::Local { account, delivered_to: address.clone() })
+        let account = self
+            .build_account(entry, mbox)?
+            .ok_or_else(|| Unavailable::new("a mailbox without entryUUID"))?;
+        Ok(Decision::Local {
+            account,
+            delivered_to: address.clone(),
+        })
     }
 
     fn build_account(&self, entry: &Entry, mbox: u32) -> Result<Option<Account>, Unavailable> {
-        let (Some(id), Some(address)) = (&entry.id, &entry.address) else { return Ok(None) };
-        let mbox = self.mboxes.get(mbox as usize).ok_or_else(|| Unavailable::new("no such mbox"))?;
+        let (Some(id), Some(address)) = (&entry.id, &entry.address) else {
+            return Ok(None);
+        };
+        let mbox = self
+            .mboxes
+            .get(mbox as usize)
+            .ok_or_else(|| Unavailable::new("no such mbox"))?;
         Ok(Some(Account {
             id: id.clone(),
             tenant: self.tenant_name(entry.tenant)?,
@@ -314,7 +397,12 @@ impl Table {
     /// The mailbox that an entry has here, also while its mail is forwarded elsewhere.
     fn account_of(&self, index: u32) -> Result<Option<Account>, Unavailable> {
         let entry = self.usable(index)?;
-        let routing_mbox = || entry.routing.as_deref().and_then(|to| self.mbox_named(to.domain()));
+        let routing_mbox = || {
+            entry
+                .routing
+                .as_deref()
+                .and_then(|to| self.mbox_named(to.domain()))
+        };
         let mbox = match &entry.host {
             _ if entry.group.is_some() => None,
             Host::Ours(mbox) => Some(*mbox),
@@ -333,7 +421,10 @@ impl Table {
 
     /// The mbox of ours with this name, in lower case.
     pub(crate) fn mbox_named(&self, name: &str) -> Option<u32> {
-        let found = self.mboxes.binary_search_by(|mbox| (**mbox).cmp(name)).ok()?;
+        let found = self
+            .mboxes
+            .binary_search_by(|mbox| (**mbox).cmp(name))
+            .ok()?;
         u32::try_from(found).ok()
     }
 }
@@ -341,7 +432,10 @@ impl Table {
 /// What addresses are compared by.
 pub(crate) fn address_key(address: &Mailbox) -> String {
     let local = address.local_part();
-    let Some(quoted) = local.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
+    let Some(quoted) = local
+        .strip_prefix('"')
+        .and_then(|rest| rest.strip_suffix('"'))
+    else {
         return address.as_str().to_ascii_lowercase();
     };
     let mut content = String::with_capacity(quoted.len());
@@ -358,6 +452,9 @@ pub(crate) fn address_key(address: &Mailbox) -> String {
     let plain = format!("{content}@{domain}");
     match plain.parse::<Mailbox>() {
         Ok(mailbox) if !content.starts_with('"') && mailbox.local_part() == content => plain,
-        _ => format!("\"{}\"@{domain}", content.replace('\\', "\\\\").replace('"', "\\\"")),
+        _ => format!(
+            "\"{}\"@{domain}",
+            content.replace('\\', "\\\\").replace('"', "\\\"")
+        ),
     }
 }

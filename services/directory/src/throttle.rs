@@ -106,12 +106,29 @@ impl Throttle {
     pub fn new(limits: ThrottleLimits, key: [u8; 32]) -> Throttle {
         let slots = limits.slots_max;
         let tables = Tables {
-            pairs: Table::new(slots * 2, limits.pair_forgiven_every, limits.pair_failures_max),
-            sources: Table::new(slots, limits.source_forgiven_every, limits.source_failures_max),
-            accounts: Table::new(slots, limits.account_forgiven_every, limits.account_failures_free),
+            pairs: Table::new(
+                slots * 2,
+                limits.pair_forgiven_every,
+                limits.pair_failures_max,
+            ),
+            sources: Table::new(
+                slots,
+                limits.source_forgiven_every,
+                limits.source_failures_max,
+            ),
+            accounts: Table::new(
+                slots,
+                limits.account_forgiven_every,
+                limits.account_failures_free,
+            ),
             known: Table::new(slots * 2, limits.known_for, 1),
         };
-        Throttle { limits, key, begun: Instant::now(), tables: Mutex::new(tables) }
+        Throttle {
+            limits,
+            key,
+            begun: Instant::now(),
+            tables: Mutex::new(tables),
+        }
     }
 
     /// Whether `login` may be tried from `source` now.
@@ -126,7 +143,10 @@ impl Throttle {
         {
             return Admission::Throttled;
         }
-        let over = tables.accounts.count(hashes.account, now_ms).saturating_sub(self.limits.account_failures_free);
+        let over = tables
+            .accounts
+            .count(hashes.account, now_ms)
+            .saturating_sub(self.limits.account_failures_free);
         let delay = self.limits.account_delay_step.saturating_mul(over);
         Admission::After(delay.min(self.limits.account_delay_max))
     }
@@ -195,9 +215,16 @@ struct Table {
 
 impl Table {
     fn new(slots: usize, forgiven_every: Duration, limit: u32) -> Table {
-        let forgiven_every_ms = u64::try_from(forgiven_every.as_millis()).unwrap_or(u64::MAX).max(1);
-        let ahead_max_ms = forgiven_every_ms.saturating_mul(u64::from(limit.max(1) * OVERSHOOT_MAX));
-        Table { sets: vec![Default::default(); slots.div_ceil(WAYS).max(1)], forgiven_every_ms, ahead_max_ms }
+        let forgiven_every_ms = u64::try_from(forgiven_every.as_millis())
+            .unwrap_or(u64::MAX)
+            .max(1);
+        let ahead_max_ms =
+            forgiven_every_ms.saturating_mul(u64::from(limit.max(1) * OVERSHOOT_MAX));
+        Table {
+            sets: vec![Default::default(); slots.div_ceil(WAYS).max(1)],
+            forgiven_every_ms,
+            ahead_max_ms,
+        }
     }
 
     fn set(&self, hash: u64) -> usize {
@@ -205,27 +232,48 @@ impl Table {
     }
 
     fn count(&self, hash: u64, now_ms: u64) -> u32 {
-        let Some(set) = self.sets.get(self.set(hash)) else { return 0 };
+        let Some(set) = self.sets.get(self.set(hash)) else {
+            return 0;
+        };
         let slot = set.iter().find(|slot| slot.hash == hash);
         let ahead_ms = slot.map_or(0, |slot| slot.zero_at_ms.saturating_sub(now_ms));
         u32::try_from(ahead_ms.div_ceil(self.forgiven_every_ms)).unwrap_or(u32::MAX)
     }
 
     fn add(&mut self, hash: u64, now_ms: u64) {
-        let (index, ahead_max_ms, step_ms) = (self.set(hash), self.ahead_max_ms, self.forgiven_every_ms);
-        let Some(set) = self.sets.get_mut(index) else { return };
+        let (index, ahead_max_ms, step_ms) =
+            (self.set(hash), self.ahead_max_ms, self.forgiven_every_ms);
+        let Some(set) = self.sets.get_mut(index) else {
+            return;
+        };
         let known = set.iter().position(|slot| slot.hash == hash);
         // the one that is forgiven first gives way
-        let first = || set.iter().enumerate().min_by_key(|(_, slot)| slot.zero_at_ms).map(|(at, _)| at);
-        let Some(slot) = known.or_else(first).and_then(|at| set.get_mut(at)) else { return };
-        let before_ms = if slot.hash == hash { slot.zero_at_ms.max(now_ms) } else { now_ms };
-        let zero_at_ms = before_ms.saturating_add(step_ms).min(now_ms.saturating_add(ahead_max_ms));
+        let first = || {
+            set.iter()
+                .enumerate()
+                .min_by_key(|(_, slot)| slot.zero_at_ms)
+                .map(|(at, _)| at)
+        };
+        let Some(slot) = known.or_else(first).and_then(|at| set.get_mut(at)) else {
+            return;
+        };
+        let before_ms = if slot.hash == hash {
+            slot.zero_at_ms.max(now_ms)
+        } else {
+            now_ms
+        };
+        let zero_at_ms = before_ms
+            .saturating_add(step_ms)
+            .min(now_ms.saturating_add(ahead_max_ms));
         *slot = Slot { hash, zero_at_ms };
     }
 
     fn forget(&mut self, hash: u64) {
         let index = self.set(hash);
-        let slot = self.sets.get_mut(index).and_then(|set| set.iter_mut().find(|slot| slot.hash == hash));
+        let slot = self
+            .sets
+            .get_mut(index)
+            .and_then(|set| set.iter_mut().find(|slot| slot.hash == hash));
         if let Some(slot) = slot {
             *slot = Slot::default();
         }
@@ -293,7 +341,11 @@ mod tests {
         assert_eq!(throttle.admit(nat, "stranger"), Admission::Throttled);
         assert_eq!(throttle.admit(nat, "regular"), FREE);
         fail(&throttle, nat, "regular", 10);
-        assert_eq!(throttle.admit(nat, "regular"), Admission::Throttled, "known or not, at this account");
+        assert_eq!(
+            throttle.admit(nat, "regular"),
+            Admission::Throttled,
+            "known or not, at this account"
+        );
         // half of 200 at most is forgiven in that time, and it is known no longer
         advance(Duration::from_secs(7 * 24 * 3600)).await;
         fail(&throttle, nat, "user", 50);
@@ -326,11 +378,17 @@ mod tests {
         let user = ip("2001:db8::1");
         assert_eq!(throttle.admit(user, "alice"), FREE);
         throttle.wrong(numbered(20), "alice");
-        assert_eq!(throttle.admit(user, "alice"), Admission::After(Duration::from_millis(250)));
+        assert_eq!(
+            throttle.admit(user, "alice"),
+            Admission::After(Duration::from_millis(250))
+        );
         for number in 0..10_000 {
             throttle.wrong(numbered(number), "alice");
         }
-        assert_eq!(throttle.admit(user, "alice"), Admission::After(Duration::from_secs(5)));
+        assert_eq!(
+            throttle.admit(user, "alice"),
+            Admission::After(Duration::from_secs(5))
+        );
         assert_eq!(throttle.admit(user, "bob"), FREE);
         // 80 at most are remembered, 60 of them over what is free
         advance(Duration::from_secs(60 * 60)).await;
@@ -341,10 +399,18 @@ mod tests {
     async fn what_is_one_source() {
         let throttle = throttle();
         fail(&throttle, ip("2001:db8:0:1::5"), "alice", 10);
-        assert_eq!(throttle.admit(ip("2001:db8:0:1:ffff::"), "alice"), Admission::Throttled, "the same /64");
+        assert_eq!(
+            throttle.admit(ip("2001:db8:0:1:ffff::"), "alice"),
+            Admission::Throttled,
+            "the same /64"
+        );
         assert_eq!(throttle.admit(ip("2001:db8:0:2::5"), "alice"), FREE);
         fail(&throttle, ip("::ffff:192.0.2.1"), "alice", 10);
-        assert_eq!(throttle.admit(ip("192.0.2.1"), "alice"), Admission::Throttled, "IPv4 in IPv6's clothes");
+        assert_eq!(
+            throttle.admit(ip("192.0.2.1"), "alice"),
+            Admission::Throttled,
+            "IPv4 in IPv6's clothes"
+        );
         assert_eq!(throttle.admit(ip("192.0.2.2"), "alice"), FREE);
     }
 
@@ -355,16 +421,29 @@ mod tests {
         fail(&throttle, heavy, "alice", 10);
         let slots = |throttle: &Throttle| {
             let tables = throttle.tables.lock().unwrap();
-            [&tables.pairs, &tables.sources, &tables.accounts, &tables.known].map(|table| table.sets.len() * WAYS)
+            [
+                &tables.pairs,
+                &tables.sources,
+                &tables.accounts,
+                &tables.known,
+            ]
+            .map(|table| table.sets.len() * WAYS)
         };
         let before = slots(&throttle);
         for number in 0..200_000 {
             throttle.wrong(numbered(number), &format!("user{}", number % 50_000));
         }
         assert_eq!(slots(&throttle), before);
-        assert!(before.iter().sum::<usize>() * size_of::<Slot>() <= 2 << 20, "{before:?}");
+        assert!(
+            before.iter().sum::<usize>() * size_of::<Slot>() <= 2 << 20,
+            "{before:?}"
+        );
         assert_eq!(throttle.admit(heavy, "alice"), Admission::Throttled);
-        assert_eq!(throttle.admit(ip("203.0.113.1"), "bob"), FREE, "a bystander");
+        assert_eq!(
+            throttle.admit(ip("203.0.113.1"), "bob"),
+            FREE,
+            "a bystander"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -39,9 +39,16 @@ const BCRYPT_BASE64: GeneralPurpose = GeneralPurpose::new(
 
 /// A stored password that can be verified against.
 pub(super) enum Crypt<'a> {
-    Bcrypt { cost: u32, salt: [u8; 16], expected: Vec<u8> },
+    Bcrypt {
+        cost: u32,
+        salt: [u8; 16],
+        expected: Vec<u8>,
+    },
     Sha(&'a str),
-    Yescrypt { text: &'a str, memory_bytes: u64 },
+    Yescrypt {
+        text: &'a str,
+        memory_bytes: u64,
+    },
 }
 
 impl Crypt<'_> {
@@ -73,16 +80,24 @@ impl Crypt<'_> {
             return false;
         }
         match self {
-            Crypt::Bcrypt { cost, salt, expected } => {
+            Crypt::Bcrypt {
+                cost,
+                salt,
+                expected,
+            } => {
                 let mut phrase = password.to_vec();
                 phrase.push(0);
                 phrase.truncate(BCRYPT_BYTES_MAX);
                 let digest = bcrypt::bcrypt(*cost, *salt, &phrase);
                 // the last of the 24 octets is never stored
-                digest.get(..expected.len()).is_some_and(|digest| digest.ct_eq(expected).into())
+                digest
+                    .get(..expected.len())
+                    .is_some_and(|digest| digest.ct_eq(expected).into())
             }
             Crypt::Sha(text) => ShaCrypt::default().verify_password(password, *text).is_ok(),
-            Crypt::Yescrypt { text, .. } => Yescrypt::default().verify_password(password, *text).is_ok(),
+            Crypt::Yescrypt { text, .. } => {
+                Yescrypt::default().verify_password(password, *text).is_ok()
+            }
         }
     }
 }
@@ -96,7 +111,11 @@ fn parse_bcrypt(cost: &str, value: &str) -> Result<Crypt<'static>, Unusable> {
     let decode = |text| BCRYPT_BASE64.decode(text).map_err(|_| Unusable::Malformed);
     let salt = decode(salt)?.try_into().map_err(|_| Unusable::Malformed)?;
     match cost {
-        4..=BCRYPT_COST_MAX => Ok(Crypt::Bcrypt { cost, salt, expected: decode(digest)? }),
+        4..=BCRYPT_COST_MAX => Ok(Crypt::Bcrypt {
+            cost,
+            salt,
+            expected: decode(digest)?,
+        }),
         0..4 => Err(Unusable::Malformed),
         _ => Err(Unusable::TooCostly),
     }
@@ -108,7 +127,11 @@ fn parse_sha<'a>(text: &'a str, fields: &[&str], hash_chars: usize) -> Result<Cr
         [rounds, salt, hash] => (Some(rounds), salt, hash),
         _ => return Err(Unusable::Malformed),
     };
-    if salt.len() > SHA_SALT_BYTES_MAX || !is_base64(salt) || hash.len() != hash_chars || !is_base64(hash) {
+    if salt.len() > SHA_SALT_BYTES_MAX
+        || !is_base64(salt)
+        || hash.len() != hash_chars
+        || !is_base64(hash)
+    {
         return Err(Unusable::Malformed);
     }
     if let Some(rounds) = rounds {
@@ -121,21 +144,33 @@ fn parse_sha<'a>(text: &'a str, fields: &[&str], hash_chars: usize) -> Result<Cr
     Ok(Crypt::Sha(text))
 }
 
-fn parse_yescrypt<'a>(text: &'a str, params: &str, salt: &str, hash: &str) -> Result<Crypt<'a>, Unusable> {
+fn parse_yescrypt<'a>(
+    text: &'a str,
+    params: &str,
+    salt: &str,
+    hash: &str,
+) -> Result<Crypt<'a>, Unusable> {
     // an empty hash would be equal to the first 0 octets of any other
     if hash.len() != YESCRYPT_HASH_CHARS || !is_base64(hash) {
         return Err(Unusable::Malformed);
     }
-    if salt.is_empty() || salt.len() > YESCRYPT_SALT_CHARS_MAX || salt.len() % 4 == 1 || !is_base64(salt) {
+    if salt.is_empty()
+        || salt.len() > YESCRYPT_SALT_CHARS_MAX
+        || salt.len() % 4 == 1
+        || !is_base64(salt)
+    {
         return Err(Unusable::Malformed);
     }
     let params: yescrypt::Params = params.parse().map_err(|_| Unusable::Malformed)?;
     // crypt(3) makes no others: one lane, no extra time, the usual mode
-    let usual = yescrypt::Params::new(Mode::default(), params.n(), params.r(), 1).map_err(|_| Unusable::Malformed)?;
+    let usual = yescrypt::Params::new(Mode::default(), params.n(), params.r(), 1)
+        .map_err(|_| Unusable::Malformed)?;
     if params != usual {
         return Err(Unusable::TooCostly);
     }
-    let memory_bytes = u64::from(params.r()).saturating_mul(128).saturating_mul(params.n());
+    let memory_bytes = u64::from(params.r())
+        .saturating_mul(128)
+        .saturating_mul(params.n());
     if memory_bytes > YESCRYPT_BYTES_MAX {
         return Err(Unusable::TooCostly);
     }
@@ -151,7 +186,8 @@ fn number(digits: &str) -> Result<u32, Unusable> {
 }
 
 fn is_base64(text: &str) -> bool {
-    text.bytes().all(|octet| octet.is_ascii_alphanumeric() || octet == b'.' || octet == b'/')
+    text.bytes()
+        .all(|octet| octet.is_ascii_alphanumeric() || octet == b'.' || octet == b'/')
 }
 
 #[cfg(test)]
@@ -161,14 +197,38 @@ mod tests {
 
     /// Made by crypt(3) of libxcrypt 4.4, by Perl's `crypt`: the stored password, and what it was made from.
     const MADE_BY_LIBXCRYPT: [(&str, &str); 15] = [
-        ("$y$j9T$LdJMENpBABJJ3hIHjB1Bi.$hd8GXYCBuC3ll0sQLivK72PYWWiBRIZASfxGhCNxha3", "hikyaku"),
-        ("$y$j75$abcdefgh$uXd7PJV/WfPU1JnkNp7yClp78wTE1oEawafWC/7XMC/", "hikyaku"),
-        ("$y$j75$abcdefgh$UWvz.L2ZtmC/AyL.sqcRHO92SKWsiYTpG.igdZcqcj.", "päss wörd"),
-        ("$y$j75$abcdefgh$JGEqEiVnHbTvdr1bbBUB1QDBy3GSym.4hkAthnAJPxB", EIGHTY),
-        ("$2b$05$abcdefghijklmnopqrstuuLfxTKLPlM1LC3VB8BF4Wu5EzVsrBYXC", "hikyaku"),
-        ("$2a$05$abcdefghijklmnopqrstuuLfxTKLPlM1LC3VB8BF4Wu5EzVsrBYXC", "hikyaku"),
-        ("$2y$05$abcdefghijklmnopqrstuucAlS3LCZL9LcVSWwMtNJG6yF5tEYLy2", "päss wörd"),
-        ("$2b$05$abcdefghijklmnopqrstuujf8SX2ahXLwp9w/B.Y5XdysS6yR576q", EIGHTY),
+        (
+            "$y$j9T$LdJMENpBABJJ3hIHjB1Bi.$hd8GXYCBuC3ll0sQLivK72PYWWiBRIZASfxGhCNxha3",
+            "hikyaku",
+        ),
+        (
+            "$y$j75$abcdefgh$uXd7PJV/WfPU1JnkNp7yClp78wTE1oEawafWC/7XMC/",
+            "hikyaku",
+        ),
+        (
+            "$y$j75$abcdefgh$UWvz.L2ZtmC/AyL.sqcRHO92SKWsiYTpG.igdZcqcj.",
+            "päss wörd",
+        ),
+        (
+            "$y$j75$abcdefgh$JGEqEiVnHbTvdr1bbBUB1QDBy3GSym.4hkAthnAJPxB",
+            EIGHTY,
+        ),
+        (
+            "$2b$05$abcdefghijklmnopqrstuuLfxTKLPlM1LC3VB8BF4Wu5EzVsrBYXC",
+            "hikyaku",
+        ),
+        (
+            "$2a$05$abcdefghijklmnopqrstuuLfxTKLPlM1LC3VB8BF4Wu5EzVsrBYXC",
+            "hikyaku",
+        ),
+        (
+            "$2y$05$abcdefghijklmnopqrstuucAlS3LCZL9LcVSWwMtNJG6yF5tEYLy2",
+            "päss wörd",
+        ),
+        (
+            "$2b$05$abcdefghijklmnopqrstuujf8SX2ahXLwp9w/B.Y5XdysS6yR576q",
+            EIGHTY,
+        ),
         (
             "$6$saltstring$E05wLjWK97hfq8heyt9uvGYjjX63Fv9nVdQwi4emM9HKn9hpp8uN21MlQB6LJp.MD1ybhCEGRciGzj7Q1ONh71",
             "hikyaku",
@@ -181,12 +241,25 @@ mod tests {
             "$6$saltstring$eKlwYdh2DQgzGVZNTRbDdwNSIU.yzEhS/nALlBafFhL/T/Kf8GRhO5otN52zAGQKa229QbUXUyFPbCMzMf2HX0",
             EIGHTY,
         ),
-        ("$5$saltstring$r1pG8g27Ividy4EpqKGrcbHsN67PLCyIM3lERtlu7g0", "hikyaku"),
-        ("$5$saltstring$NSEY/G5yPE2VSoJm0XzkVaaqfQbv42P.1FFf6Ph3HgB", "päss wörd"),
-        ("$5$rounds=10000$saltstringsaltst$82Fbxa6P9VdB0fDpkXthXLML88V9WK7YbUKQ7f6ra82", "hikyaku"),
-        ("$5$saltstring$jZdy2gGq0OUSP01AhBb7yOgBitgAZa7g8axx/wgsXj5", EIGHTY),
+        (
+            "$5$saltstring$r1pG8g27Ividy4EpqKGrcbHsN67PLCyIM3lERtlu7g0",
+            "hikyaku",
+        ),
+        (
+            "$5$saltstring$NSEY/G5yPE2VSoJm0XzkVaaqfQbv42P.1FFf6Ph3HgB",
+            "päss wörd",
+        ),
+        (
+            "$5$rounds=10000$saltstringsaltst$82Fbxa6P9VdB0fDpkXthXLML88V9WK7YbUKQ7f6ra82",
+            "hikyaku",
+        ),
+        (
+            "$5$saltstring$jZdy2gGq0OUSP01AhBb7yOgBitgAZa7g8axx/wgsXj5",
+            EIGHTY,
+        ),
     ];
-    const EIGHTY: &str = "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
+    const EIGHTY: &str =
+        "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
 
     fn verify(stored: &str, password: &[u8]) -> bool {
         Crypt::parse(stored).unwrap().verify(password)
@@ -198,12 +271,22 @@ mod tests {
             assert!(verify(stored, password.as_bytes()), "{stored}");
             let mut other = password.as_bytes().to_vec();
             other[0] ^= 1;
-            for wrong in [&other, &b"x"[..], b"", [password.as_bytes(), b"\0"].concat().as_slice(), &[b'x'; 513]] {
+            for wrong in [
+                &other,
+                &b"x"[..],
+                b"",
+                [password.as_bytes(), b"\0"].concat().as_slice(),
+                &[b'x'; 513],
+            ] {
                 assert!(!verify(stored, wrong), "{stored} {wrong:?}");
             }
             // one bit of what is stored
             let (all, last) = stored.split_at(stored.len() - 2);
-            let changed = format!("{all}{}{}", if last.starts_with('A') { 'B' } else { 'A' }, &last[1..]);
+            let changed = format!(
+                "{all}{}{}",
+                if last.starts_with('A') { 'B' } else { 'A' },
+                &last[1..]
+            );
             assert!(!verify(&changed, password.as_bytes()), "{changed}");
         }
     }
@@ -223,7 +306,10 @@ mod tests {
         for (stored, why) in [
             ("".to_owned(), Unusable::Scheme),
             ("rqXexS6ZhobKA".to_owned(), Unusable::Scheme),
-            ("$1$saltsalt$/mR7en0v138n0S4ilQ8EH0".to_owned(), Unusable::Scheme),
+            (
+                "$1$saltsalt$/mR7en0v138n0S4ilQ8EH0".to_owned(),
+                Unusable::Scheme,
+            ),
             (format!("$2x$05${bcrypt}"), Unusable::Scheme),
             (format!("$gy$j9T$abcdefgh${hash43}"), Unusable::Scheme),
             ("$2b$05$short".to_owned(), Unusable::Malformed),
@@ -236,18 +322,30 @@ mod tests {
             ("$6$salt".to_owned(), Unusable::Malformed),
             ("$6$salt$".to_owned(), Unusable::Malformed),
             (format!("$6$salt${hash43}"), Unusable::Malformed),
-            (format!("$6$saltsaltsaltsalts${hash86}"), Unusable::Malformed),
+            (
+                format!("$6$saltsaltsaltsalts${hash86}"),
+                Unusable::Malformed,
+            ),
             (format!("$6$rounds=x$salt${hash86}"), Unusable::Malformed),
             (format!("$6$rounds=999$salt${hash86}"), Unusable::Malformed),
-            (format!("$6$rounds=500001$salt${hash86}"), Unusable::TooCostly),
-            (format!("$5$rounds=99999999999999$salt${hash43}"), Unusable::TooCostly),
+            (
+                format!("$6$rounds=500001$salt${hash86}"),
+                Unusable::TooCostly,
+            ),
+            (
+                format!("$5$rounds=99999999999999$salt${hash43}"),
+                Unusable::TooCostly,
+            ),
             // nothing to compare with is equal to everything
             ("$y$j75$abcdefgh$".to_owned(), Unusable::Malformed),
             (format!("$y$j75${hash43}"), Unusable::Malformed),
             (format!("$y$j75$${hash43}"), Unusable::Malformed),
             (format!("$y$j75$abcde${hash43}"), Unusable::Malformed),
             (format!("$y$$abcdefgh${hash43}"), Unusable::Malformed),
-            (format!("$y$zzzzzzzzzz$abcdefgh${hash43}"), Unusable::Malformed),
+            (
+                format!("$y$zzzzzzzzzz$abcdefgh${hash43}"),
+                Unusable::Malformed,
+            ),
             // 512 MiB
             (format!("$y$jET$abcdefgh${hash43}"), Unusable::TooCostly),
             // two lanes
@@ -257,9 +355,11 @@ mod tests {
         ] {
             assert_eq!(Crypt::parse(&stored).map(drop), Err(why), "{stored}");
         }
-        for fits in
-            [format!("$2b$14${bcrypt}"), format!("$6$rounds=500000$salt${hash86}"), format!("$y$jDT$abcdefgh${hash43}")]
-        {
+        for fits in [
+            format!("$2b$14${bcrypt}"),
+            format!("$6$rounds=500000$salt${hash86}"),
+            format!("$y$jDT$abcdefgh${hash43}"),
+        ] {
             assert_eq!(Crypt::parse(&fits).map(drop), Ok(()), "{fits}");
         }
     }

@@ -33,13 +33,20 @@ struct Generations {
 
 impl Recent {
     pub(super) fn new(key: [u8; 32]) -> Recent {
-        Recent { key, generations: Mutex::default() }
+        Recent {
+            key,
+            generations: Mutex::default(),
+        }
     }
 
     /// What stands for this question.
     pub(super) fn tag(&self, stored: &[Box<str>], password: &[u8]) -> Tag {
         let mut digest = Sha256::new_with_prefix(self.key);
-        for part in stored.iter().map(|stored| stored.as_bytes()).chain([password]) {
+        for part in stored
+            .iter()
+            .map(|stored| stored.as_bytes())
+            .chain([password])
+        {
             digest.update((part.len() as u64).to_le_bytes());
             digest.update(part);
         }
@@ -49,14 +56,23 @@ impl Recent {
 
     /// Whether it was right lately.
     pub(super) fn knows(&self, tag: &Tag, now: Instant) -> bool {
-        let generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = generations.younger.get(tag).or_else(|| generations.older.get(tag));
+        let generations = self
+            .generations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let since = generations
+            .younger
+            .get(tag)
+            .or_else(|| generations.older.get(tag));
         since.is_some_and(|since| now.saturating_duration_since(*since) < AGE_MAX)
     }
 
     /// It was right.
     pub(super) fn remember(&self, tag: Tag, now: Instant) {
-        let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut generations = self
+            .generations
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if generations.younger.len() >= GENERATION_ENTRIES_MAX {
             generations.older = std::mem::take(&mut generations.younger);
         }
@@ -76,12 +92,21 @@ mod tests {
     fn parts_do_not_run_together() {
         let recent = Recent::new([1; 32]);
         let tag = |stored: &[&str], password: &[u8]| {
-            recent.tag(&stored.iter().map(|&stored| stored.into()).collect::<Vec<Box<str>>>(), password)
+            recent.tag(
+                &stored
+                    .iter()
+                    .map(|&stored| stored.into())
+                    .collect::<Vec<Box<str>>>(),
+                password,
+            )
         };
         assert_ne!(tag(&["ab"], b"c"), tag(&["a"], b"bc"));
         assert_ne!(tag(&["a", "b"], b"c"), tag(&["ab"], b"c"));
         assert_eq!(tag(&["a", "b"], b"c"), tag(&["a", "b"], b"c"));
-        assert_ne!(tag(&["a"], b"b"), Recent::new([2; 32]).tag(&["a".into()], b"b"));
+        assert_ne!(
+            tag(&["a"], b"b"),
+            Recent::new([2; 32]).tag(&["a".into()], b"b")
+        );
     }
 
     #[test]

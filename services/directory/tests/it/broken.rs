@@ -77,12 +77,27 @@ async fn a_broken_entry_is_unavailable_alone() {
     ] {
         let directory = load(&file(&format!("{entries}\n{}", user("good")))).unwrap();
         let found = lines(directory.table().findings());
-        assert!(found.iter().any(|line| line == finding), "{name}: {found:#?}");
+        assert!(
+            found.iter().any(|line| line == finding),
+            "{name}: {found:#?}"
+        );
         for address in unavailable {
-            assert_eq!(decision(&directory, address).await, "unavailable", "{name}: {address}");
+            assert_eq!(
+                decision(&directory, address).await,
+                "unavailable",
+                "{name}: {address}"
+            );
         }
-        assert_eq!(decision(&directory, "good@example.jp").await, "mbox mbox1, account id-good", "{name}");
-        assert_eq!(decision(&directory, "nobody@example.jp").await, "no such user", "{name}");
+        assert_eq!(
+            decision(&directory, "good@example.jp").await,
+            "mbox mbox1, account id-good",
+            "{name}"
+        );
+        assert_eq!(
+            decision(&directory, "nobody@example.jp").await,
+            "no such user",
+            "{name}"
+        );
     }
 }
 
@@ -91,25 +106,43 @@ async fn an_address_in_another_tenants_domain_is_unavailable_alone() {
     let second = "dn: dc=b\nobjectClass: domainRelatedObject\no: B\nassociatedDomain: b.jp\n\n\
         dn: uid=a\nuid: a\nentryUUID: 1\nmailHost: mbox1\nmailLocalAddress: a@example.jp\nmailLocalAddress: a@b.jp\n";
     let directory = load(&file(second)).unwrap();
-    assert_eq!(decision(&directory, "a@example.jp").await, "mbox mbox1, account 1");
+    assert_eq!(
+        decision(&directory, "a@example.jp").await,
+        "mbox mbox1, account 1"
+    );
     assert_eq!(decision(&directory, "a@b.jp").await, "unavailable");
     assert_eq!(
-        directory.authenticate("a@b.jp", b"x").await.map_err(|e| matches!(e, LoginError::Unavailable(_))),
+        directory
+            .authenticate("a@b.jp", b"x")
+            .await
+            .map_err(|e| matches!(e, LoginError::Unavailable(_))),
         Err(true)
     );
 }
 
 #[tokio::test]
 async fn a_lost_id_makes_no_account_disappear() {
-    let lost = load(&file("dn: uid=a\nuid: a\nmailLocalAddress: a@example.jp\nmailHost: mbox1\n")).unwrap();
+    let lost = load(&file(
+        "dn: uid=a\nuid: a\nmailLocalAddress: a@example.jp\nmailHost: mbox1\n",
+    ))
+    .unwrap();
     assert!(lost.account(&"id-a".parse().unwrap()).await.is_err());
-    assert!(lost.account(&"id-root".parse().unwrap()).await.unwrap().is_some());
+    assert!(
+        lost.account(&"id-root".parse().unwrap())
+            .await
+            .unwrap()
+            .is_some()
+    );
     let alias = load(&file(
         "dn: cn=a\nmailLocalAddress: a@example.jp\nmailRoutingAddress: root@example.jp\nmailQuotaSize: x\n",
     ));
     let alias = alias.unwrap();
     assert_eq!(decision(&alias, "a@example.jp").await, "unavailable");
-    assert_eq!(alias.account(&"id-a".parse().unwrap()).await, Ok(None), "an alias has no id to lose");
+    assert_eq!(
+        alias.account(&"id-a".parse().unwrap()).await,
+        Ok(None),
+        "an alias has no id to lose"
+    );
 }
 
 #[tokio::test]
@@ -119,18 +152,40 @@ async fn a_uid_that_is_anothers_address_logs_nobody_in() {
         user("a")
     ));
     let directory = load(&text).unwrap();
-    assert!(matches!(directory.authenticate("a@example.jp", b"x").await, Err(LoginError::Unavailable(_))));
-    assert!(lines(directory.table().findings()).iter().any(|line| line.contains("another entry has it as an address")));
+    assert!(matches!(
+        directory.authenticate("a@example.jp", b"x").await,
+        Err(LoginError::Unavailable(_))
+    ));
+    assert!(
+        lines(directory.table().findings())
+            .iter()
+            .any(|line| line.contains("another entry has it as an address"))
+    );
 }
 
 #[test]
 fn a_broken_file_is_refused_with_its_line() {
     for (text, expected) in [
-        (String::new(), "error: no mail entries: nobody could receive mail"),
-        (DOMAIN.to_owned(), "error: no mail entries: nobody could receive mail"),
-        (ROOT.to_owned(), "error: no domainRelatedObject entry hosts the default domain example.jp"),
-        (file("dn: uid=a\nmailLocalAddress\n"), "line 13: error: expected `attribute: value`"),
-        (file("uid: a\n"), "line 12: error: expected `dn: ...` at the start of a record"),
+        (
+            String::new(),
+            "error: no mail entries: nobody could receive mail",
+        ),
+        (
+            DOMAIN.to_owned(),
+            "error: no mail entries: nobody could receive mail",
+        ),
+        (
+            ROOT.to_owned(),
+            "error: no domainRelatedObject entry hosts the default domain example.jp",
+        ),
+        (
+            file("dn: uid=a\nmailLocalAddress\n"),
+            "line 13: error: expected `attribute: value`",
+        ),
+        (
+            file("uid: a\n"),
+            "line 12: error: expected `dn: ...` at the start of a record",
+        ),
     ] {
         let found = load(&text).map(|_| ()).unwrap_err();
         assert!(lines(&found).contains(&expected.to_owned()), "{found:#?}");
@@ -147,14 +202,27 @@ fn settings_that_contradict_the_file_are_refused() {
             .map_err(|e| lines(&e).join(";"))
     };
     assert_eq!(load(|_| {}), Ok(1));
-    assert_eq!(load(|s| s.mboxes.push("m b".into())), Err("error: mbox m b: not a host name".into()));
+    assert_eq!(
+        load(|s| s.mboxes.push("m b".into())),
+        Err("error: mbox m b: not a host name".into())
+    );
     assert_eq!(
         load(|s| s.default_mbox = Some("mbox3".into())),
         Err("error: the default mbox is none of our mboxes".into())
     );
-    assert_eq!(load(|s| s.default_domain = "a b".into()), Err("error: default domain a b: not a domain".into()));
-    assert_eq!(load(|s| s.entries_max = 1), Err("line 6: error: more than 1 entries".into()));
-    assert!(load(|s| s.limits.file_bytes_max = 10).unwrap_err().contains("the file is too long"));
+    assert_eq!(
+        load(|s| s.default_domain = "a b".into()),
+        Err("error: default domain a b: not a domain".into())
+    );
+    assert_eq!(
+        load(|s| s.entries_max = 1),
+        Err("line 6: error: more than 1 entries".into())
+    );
+    assert!(
+        load(|s| s.limits.file_bytes_max = 10)
+            .unwrap_err()
+            .contains("the file is too long")
+    );
 }
 
 #[tokio::test]
@@ -169,12 +237,18 @@ async fn postmaster_must_reach_somebody() {
         lines(nobody.findings()),
         ["error: nobody is postmaster@example.jp: add an entry, or set who is postmaster"]
     );
-    let entry = "dn: cn=p\nmailLocalAddress: postmaster@example.jp\nmailRoutingAddress: root@example.jp\n";
+    let entry =
+        "dn: cn=p\nmailLocalAddress: postmaster@example.jp\nmailRoutingAddress: root@example.jp\n";
     assert!(table(&settings, &file(entry)).findings().is_empty());
     for wrong in ["nobody@example.jp", "postmaster@example.jp"] {
         settings.postmaster = Some(crate::mailbox(wrong));
         let found = lines(table(&settings, &file("")).findings());
-        assert_eq!(found, [format!("error: postmaster {wrong}: no entry has this address")]);
+        assert_eq!(
+            found,
+            [format!(
+                "error: postmaster {wrong}: no entry has this address"
+            )]
+        );
     }
 }
 
@@ -182,20 +256,34 @@ async fn postmaster_must_reach_somebody() {
 async fn findings_are_bounded_and_counted() {
     let mut settings = crate::settings();
     settings.findings_max = 3;
-    let text: String = (0..10).map(|n| format!("dn: uid=u{n}\nmailLocalAddress: bad\n\n")).collect();
+    let text: String = (0..10)
+        .map(|n| format!("dn: uid=u{n}\nmailLocalAddress: bad\n\n"))
+        .collect();
     let table = hikyaku_directory::load::load(file(&text).as_bytes(), &settings).unwrap();
     assert_eq!(table.findings().len(), 4);
-    assert_eq!(table.findings()[3].to_string(), "error: 7 more findings are not listed");
-    assert!(table.findings().iter().all(|finding| finding.severity == Severity::Error));
+    assert_eq!(
+        table.findings()[3].to_string(),
+        "error: 7 more findings are not listed"
+    );
+    assert!(
+        table
+            .findings()
+            .iter()
+            .all(|finding| finding.severity == Severity::Error)
+    );
     assert_eq!(table.len(), 1);
 }
 
 #[tokio::test]
 async fn a_target_that_leads_nowhere_is_a_warning() {
-    let text = file("dn: cn=a\nmailLocalAddress: a@example.jp\nmailRoutingAddress: gone@example.jp\n");
+    let text =
+        file("dn: cn=a\nmailLocalAddress: a@example.jp\nmailRoutingAddress: gone@example.jp\n");
     let directory = load(&text).unwrap();
     let found = lines(directory.table().findings());
-    assert_eq!(found, ["line 12: warning: cn=a: gone@example.jp: no entry has this address"]);
+    assert_eq!(
+        found,
+        ["line 12: warning: cn=a: gone@example.jp: no entry has this address"]
+    );
     assert!(resolve(&directory, "a@example.jp").await.is_ok());
 }
 

@@ -8,15 +8,20 @@ use crate::{lines, settings};
 
 #[tokio::test]
 async fn the_ldif_directory_keeps_the_contract() {
-    let directory = LdifDirectory::load(FIXTURE.as_bytes(), settings(), PoolLimits::default()).unwrap();
+    let directory =
+        LdifDirectory::load(FIXTURE.as_bytes(), settings(), PoolLimits::default()).unwrap();
     all(&directory).await;
-    assert!(matches!(directory.reload(FIXTURE.as_bytes(), Loss::Few), Reload::Replaced { .. }));
+    assert!(matches!(
+        directory.reload(FIXTURE.as_bytes(), Loss::Few),
+        Reload::Replaced { .. }
+    ));
     all(&directory).await;
 }
 
 #[test]
 fn its_findings_are_those_that_the_fixture_was_made_for() {
-    let directory = LdifDirectory::load(FIXTURE.as_bytes(), settings(), PoolLimits::default()).unwrap();
+    let directory =
+        LdifDirectory::load(FIXTURE.as_bytes(), settings(), PoolLimits::default()).unwrap();
     let findings = lines(directory.table().findings()).join("\n");
     for expected in [
         "error: cn=twice2,ou=people,dc=example,dc=jp: uid twice: line",

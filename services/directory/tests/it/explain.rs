@@ -6,7 +6,11 @@ use crate::{file, load, mailbox, user};
 
 async fn steps(text: &str, address: &str) -> Vec<String> {
     let directory = load(&file(text)).unwrap();
-    explain(&directory, &mailbox(address)).await.iter().map(ToString::to_string).collect()
+    explain(&directory, &mailbox(address))
+        .await
+        .iter()
+        .map(ToString::to_string)
+        .collect()
 }
 
 fn forward(name: &str, to: &str) -> String {
@@ -14,14 +18,25 @@ fn forward(name: &str, to: &str) -> String {
 }
 
 fn group(name: &str, members: &[&str]) -> String {
-    let members: String = members.iter().map(|member| format!("mgrpRFC822MailMember: {member}\n")).collect();
+    let members: String = members
+        .iter()
+        .map(|member| format!("mgrpRFC822MailMember: {member}\n"))
+        .collect();
     format!("dn: cn={name}\nmailLocalAddress: {name}@example.jp\n{members}\n")
 }
 
 #[tokio::test]
 async fn every_step_names_its_rule_and_entry() {
     let text = [
-        group("team", &["alias@example.jp", "alice@example.jp", "far@example.net", "gone@example.jp"]),
+        group(
+            "team",
+            &[
+                "alias@example.jp",
+                "alice@example.jp",
+                "far@example.net",
+                "gone@example.jp",
+            ],
+        ),
         forward("alias", "alice+x@example.jp"),
         user("alice"),
     ]
@@ -42,7 +57,10 @@ async fn loops_end() {
     let text = [forward("a", "b@example.jp"), forward("b", "a+x@example.jp")].concat();
     let steps_taken = steps(&text, "a@example.jp").await;
     assert_eq!(steps_taken.len(), 3);
-    assert_eq!(steps_taken[2], "    a+x@example.jp: fails: a loop, cn=a was followed before");
+    assert_eq!(
+        steps_taken[2],
+        "    a+x@example.jp: fails: a loop, cn=a was followed before"
+    );
     let nested = [
         group("g", &["h@example.jp", "alice@example.jp"]),
         group("h", &["g@example.jp", "alice@example.jp"]),
@@ -57,14 +75,22 @@ async fn loops_end() {
 #[tokio::test]
 async fn depth_ends() {
     let chain = |length: usize| {
-        let forwards = (0..length).map(|n| forward(&format!("f{n}"), &format!("f{}@example.jp", n + 1)));
-        forwards.chain([user(&format!("f{length}"))]).collect::<String>()
+        let forwards =
+            (0..length).map(|n| forward(&format!("f{n}"), &format!("f{}@example.jp", n + 1)));
+        forwards
+            .chain([user(&format!("f{length}"))])
+            .collect::<String>()
     };
     let fits = steps(&chain(DEPTH_MAX), "f0@example.jp").await;
     assert_eq!(fits.len(), DEPTH_MAX + 1);
     assert!(fits[DEPTH_MAX].contains("mbox mbox1"));
     let too_deep = steps(&chain(DEPTH_MAX + 1), "f0@example.jp").await;
-    assert!(too_deep.last().unwrap().ends_with("fails: more than 10 forwards in a row"));
+    assert!(
+        too_deep
+            .last()
+            .unwrap()
+            .ends_with("fails: more than 10 forwards in a row")
+    );
 }
 
 #[tokio::test]

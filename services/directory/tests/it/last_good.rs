@@ -19,13 +19,26 @@ struct Site {
 impl Site {
     fn new(text: &str) -> Site {
         let dir = tempfile::tempdir().unwrap();
-        let (ldif, copy) = (dir.path().join("directory.ldif"), dir.path().join("last-good.ldif"));
+        let (ldif, copy) = (
+            dir.path().join("directory.ldif"),
+            dir.path().join("last-good.ldif"),
+        );
         std::fs::write(&ldif, text).unwrap();
-        Site { _dir: dir, ldif, copy }
+        Site {
+            _dir: dir,
+            ldif,
+            copy,
+        }
     }
 
     fn open(&self) -> Result<DirectoryFile, OpenError> {
-        DirectoryFile::open(&self.ldif, &self.copy, settings(), PoolLimits::default(), [0; 32])
+        DirectoryFile::open(
+            &self.ldif,
+            &self.copy,
+            settings(),
+            PoolLimits::default(),
+            [0; 32],
+        )
     }
 
     fn write(&self, text: &str) {
@@ -38,7 +51,10 @@ fn users(range: std::ops::Range<u32>) -> String {
 }
 
 async fn knows(opened: &DirectoryFile, uid: &str) -> bool {
-    match decision(opened.directory(), &format!("{uid}@example.jp")).await.as_str() {
+    match decision(opened.directory(), &format!("{uid}@example.jp"))
+        .await
+        .as_str()
+    {
         "no such user" => false,
         answer => {
             assert!(answer.starts_with("mbox mbox1"), "{answer}");
@@ -59,10 +75,16 @@ async fn a_start_without_the_file_goes_on_with_the_copy() {
         let opened = site.open().unwrap();
         assert!(knows(&opened, "u7").await, "{broken:?}");
         let alarm = opened.alarm().unwrap();
-        assert!(alarm.contains("directory.ldif: ") && alarm.contains("the last good directory answers"), "{alarm}");
+        assert!(
+            alarm.contains("directory.ldif: ") && alarm.contains("the last good directory answers"),
+            "{alarm}"
+        );
         // and it is mended while it runs
         site.write(&users(0..21));
-        assert!(matches!(opened.reload(), Ok(Reload::Replaced { entries: 22, .. })));
+        assert!(matches!(
+            opened.reload(),
+            Ok(Reload::Replaced { entries: 22, .. })
+        ));
         assert_eq!(opened.alarm(), None);
         assert!(knows(&opened, "u20").await);
     }
@@ -75,7 +97,9 @@ async fn without_a_copy_a_broken_file_is_an_error() {
     let site = Site::new("dn: x\n");
     assert!(matches!(site.open(), Err(OpenError::Refused(findings)) if !findings.is_empty()));
     std::fs::remove_file(&site.ldif).unwrap();
-    assert!(matches!(site.open(), Err(OpenError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound));
+    assert!(
+        matches!(site.open(), Err(OpenError::Io(error)) if error.kind() == std::io::ErrorKind::NotFound)
+    );
     assert!(!site.copy.exists());
     // nor does a copy help that cannot be used itself
     std::fs::write(&site.copy, "dn: y\n").unwrap();
@@ -93,9 +117,18 @@ async fn a_restart_takes_no_loss_that_a_running_node_would_refuse() {
     let opened = site.open().unwrap();
     assert!(knows(&opened, "u0").await);
     let alarm = opened.alarm().unwrap();
-    assert!(alarm.contains("has lost 5 of 20 entries") && alarm.contains("hikyaku directory accept"), "{alarm}");
-    assert_eq!(opened.reload().unwrap(), Reload::TooMuchLost { lost: 5, of: 20 });
-    assert!(matches!(opened.accept(), Ok(Reload::Replaced { entries: 15, .. })));
+    assert!(
+        alarm.contains("has lost 5 of 20 entries") && alarm.contains("hikyaku directory accept"),
+        "{alarm}"
+    );
+    assert_eq!(
+        opened.reload().unwrap(),
+        Reload::TooMuchLost { lost: 5, of: 20 }
+    );
+    assert!(matches!(
+        opened.accept(),
+        Ok(Reload::Replaced { entries: 15, .. })
+    ));
     assert_eq!(opened.alarm(), None);
     let restarted = site.open().unwrap();
     assert!(!knows(&restarted, "u0").await && restarted.alarm().is_none());
@@ -112,9 +145,20 @@ async fn a_restart_takes_no_loss_that_a_running_node_would_refuse() {
 async fn a_copy_that_cannot_be_kept_is_an_alarm_and_no_more() {
     let site = Site::new(&users(0..3));
     let nowhere = site.copy.join("folder").join("last-good.ldif");
-    let opened =
-        DirectoryFile::open(&site.ldif, &nowhere, settings(), PoolLimits::default(), [0; 32]).unwrap();
-    assert!(opened.alarm().unwrap().contains("a restart would not have the last good directory"));
+    let opened = DirectoryFile::open(
+        &site.ldif,
+        &nowhere,
+        settings(),
+        PoolLimits::default(),
+        [0; 32],
+    )
+    .unwrap();
+    assert!(
+        opened
+            .alarm()
+            .unwrap()
+            .contains("a restart would not have the last good directory")
+    );
     assert!(knows(&opened, "u2").await);
     assert!(opened.directory().authenticate("u2", b"x").await.is_err());
 }

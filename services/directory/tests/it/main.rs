@@ -18,15 +18,19 @@ use hikyaku_mail::path::Mailbox;
 /// Two mboxes, `root@example.jp` is postmaster.
 fn settings() -> Settings {
     let postmaster = Some(mailbox("root@example.jp"));
-    Settings { postmaster, ..Settings::new(&["mbox1", "mbox2"], "example.jp") }
+    Settings {
+        postmaster,
+        ..Settings::new(&["mbox1", "mbox2"], "example.jp")
+    }
 }
 
 const DOMAIN: &str = "dn: dc=example\nobjectClass: domainRelatedObject\no: Example\nassociatedDomain: example.jp\n\n";
-const ROOT: &str =
-    "dn: uid=root\nuid: root\nentryUUID: id-root\nmailLocalAddress: root@example.jp\nmailHost: mbox1\n\n";
+const ROOT: &str = "dn: uid=root\nuid: root\nentryUUID: id-root\nmailLocalAddress: root@example.jp\nmailHost: mbox1\n\n";
 
 fn user(uid: &str) -> String {
-    format!("dn: uid={uid}\nuid: {uid}\nentryUUID: id-{uid}\nmailLocalAddress: {uid}@example.jp\nmailHost: mbox1\n\n")
+    format!(
+        "dn: uid={uid}\nuid: {uid}\nentryUUID: id-{uid}\nmailLocalAddress: {uid}@example.jp\nmailHost: mbox1\n\n"
+    )
 }
 
 /// The domain, root, and from line 12 on `rest`.

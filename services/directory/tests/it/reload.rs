@@ -12,13 +12,28 @@ fn users(range: std::ops::Range<u32>) -> String {
 async fn a_good_file_replaces_and_a_broken_one_does_not() {
     let directory = load(&users(0..20)).unwrap();
     let reloaded = directory.reload(users(1..22).as_bytes(), Loss::Few);
-    assert_eq!(reloaded, Reload::Replaced { entries: 22, findings: vec![] });
+    assert_eq!(
+        reloaded,
+        Reload::Replaced {
+            entries: 22,
+            findings: vec![]
+        }
+    );
     assert_eq!(decision(&directory, "u0@example.jp").await, "no such user");
-    assert_eq!(decision(&directory, "u21@example.jp").await, "mbox mbox1, account id-u21");
+    assert_eq!(
+        decision(&directory, "u21@example.jp").await,
+        "mbox mbox1, account id-u21"
+    );
     for broken in ["", "dn: x\n", &users(1..22)[..100]] {
         let reloaded = directory.reload(broken.as_bytes(), Loss::Accepted);
-        assert!(matches!(reloaded, Reload::Refused { ref findings } if !findings.is_empty()), "{reloaded:?}");
-        assert_eq!(decision(&directory, "u21@example.jp").await, "mbox mbox1, account id-u21");
+        assert!(
+            matches!(reloaded, Reload::Refused { ref findings } if !findings.is_empty()),
+            "{reloaded:?}"
+        );
+        assert_eq!(
+            decision(&directory, "u21@example.jp").await,
+            "mbox mbox1, account id-u21"
+        );
     }
 }
 
@@ -27,14 +42,29 @@ async fn losing_more_than_a_tenth_waits_for_the_operator() {
     // with root, 20 entries: two may go
     let directory = load(&users(0..19)).unwrap();
     let lossy = users(3..40);
-    assert_eq!(directory.reload(lossy.as_bytes(), Loss::Few), Reload::TooMuchLost { lost: 3, of: 20 });
-    assert_eq!(decision(&directory, "u0@example.jp").await, "mbox mbox1, account id-u0");
+    assert_eq!(
+        directory.reload(lossy.as_bytes(), Loss::Few),
+        Reload::TooMuchLost { lost: 3, of: 20 }
+    );
+    assert_eq!(
+        decision(&directory, "u0@example.jp").await,
+        "mbox mbox1, account id-u0"
+    );
     // An entry that breaks is lost too.
     let all_broken = users(0..19).replace("entryUUID: id-u", "entryUUID: id u");
-    assert_eq!(directory.reload(all_broken.as_bytes(), Loss::Few), Reload::TooMuchLost { lost: 19, of: 20 });
+    assert_eq!(
+        directory.reload(all_broken.as_bytes(), Loss::Few),
+        Reload::TooMuchLost { lost: 19, of: 20 }
+    );
     let kept = users(2..19);
-    assert!(matches!(directory.reload(kept.as_bytes(), Loss::Few), Reload::Replaced { entries: 18, .. }));
-    assert!(matches!(directory.reload(lossy.as_bytes(), Loss::Accepted), Reload::Replaced { .. }));
+    assert!(matches!(
+        directory.reload(kept.as_bytes(), Loss::Few),
+        Reload::Replaced { entries: 18, .. }
+    ));
+    assert!(matches!(
+        directory.reload(lossy.as_bytes(), Loss::Accepted),
+        Reload::Replaced { .. }
+    ));
     assert_eq!(decision(&directory, "u2@example.jp").await, "no such user");
 }
 

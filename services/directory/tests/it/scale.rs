@@ -24,7 +24,10 @@ fn many(count: usize) -> String {
 
 fn resident_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
@@ -35,16 +38,34 @@ async fn load_and_look_up(count: usize) {
     let directory = load(&text).unwrap();
     let took = start.elapsed();
     let octets = (resident_kib().saturating_sub(before)) * 1024 / count as u64;
-    println!("{count} entries, {} octets of LDIF: loaded in {took:?}, about {octets} octets resident each", text.len());
+    println!(
+        "{count} entries, {} octets of LDIF: loaded in {took:?}, about {octets} octets resident each",
+        text.len()
+    );
     assert_eq!(directory.table().findings(), &[]);
     assert_eq!(directory.table().len(), count + 1);
     for n in [0, 1, count / 2, count - 1] {
-        let expected = format!("mbox mbox{}, account 4f1c2a90-0000-4000-8000-{n:012x}", 1 + n % 2);
-        assert_eq!(decision(&directory, &format!("USER{n}+x@example.jp")).await, expected);
-        let account = directory.authenticate(&format!("user{n}"), b"hikyaku").await.unwrap();
-        assert_eq!(directory.account(&account.id).await, Ok(Some(account.clone())));
+        let expected = format!(
+            "mbox mbox{}, account 4f1c2a90-0000-4000-8000-{n:012x}",
+            1 + n % 2
+        );
+        assert_eq!(
+            decision(&directory, &format!("USER{n}+x@example.jp")).await,
+            expected
+        );
+        let account = directory
+            .authenticate(&format!("user{n}"), b"hikyaku")
+            .await
+            .unwrap();
+        assert_eq!(
+            directory.account(&account.id).await,
+            Ok(Some(account.clone()))
+        );
     }
-    assert_eq!(decision(&directory, &format!("user{count}@example.jp")).await, "no such user");
+    assert_eq!(
+        decision(&directory, &format!("user{count}@example.jp")).await,
+        "no such user"
+    );
 }
 
 #[tokio::test]
