@@ -21,6 +21,8 @@ use hikyaku_proto::v1::record::Command;
 use hikyaku_proto::v1::{Accept, Body, Cancel, Envelope};
 use hikyaku_queue::machine::QueueMachine;
 use hikyaku_shard::runtime::Shard;
+use hikyaku_smtp::command::MailParameters;
+use hikyaku_smtp::parameters::BodyType;
 use tokio::time::{sleep, timeout};
 
 use crate::backend::Edge;
@@ -135,22 +137,28 @@ pub(crate) fn temporary() -> Reply {
 }
 
 /// The envelope as it was when the transaction began.
-pub(crate) fn envelope(
-    peer: SocketAddr,
-    helo: &str,
-    reverse_path: &str,
-    body_8bit: bool,
-) -> Envelope {
+pub(crate) fn envelope(peer: SocketAddr, helo: &str, mail: &MailParameters) -> Envelope {
     Envelope {
-        reverse_path: reverse_path.to_owned(),
+        reverse_path: mail.reverse_path.as_str().to_owned(),
         client: peer.ip().to_canonical().to_string(),
         helo: helo.to_owned(),
-        body_8bit,
+        envelope_id: mail.envelope_id.clone().unwrap_or_default(),
+        ret: mail
+            .ret
+            .map(|ret| ret.as_str().to_owned())
+            .unwrap_or_default(),
+        smtputf8: mail.smtputf8,
+        body_8bit: mail.body == Some(BodyType::EightBitMime),
         ..Envelope::default()
     }
 }
 
-/// The only recipient, which alone may stand in Received.
+/// The only recipient, which alone may stand in Received; not one outside ASCII, which would make any reader of the header
+/// speak SMTPUTF8.
 pub(crate) fn sole(paths: &[ForwardPath]) -> Option<&ForwardPath> {
-    if let [path] = paths { Some(path) } else { None }
+    match paths {
+        [ForwardPath::Path(mailbox)] if !mailbox.as_str().is_ascii() => None,
+        [path] => Some(path),
+        _ => None,
+    }
 }

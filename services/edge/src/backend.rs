@@ -16,7 +16,7 @@ use hikyaku_serve::tasks::Tasks;
 use hikyaku_shard::ambient::SharedAmbient;
 use hikyaku_shard::runtime::Shard;
 use hikyaku_smtp::backend::{Abort, Backend, End, Peer, Phase, Transaction};
-use hikyaku_smtp::command::{BodyType, MailParameters};
+use hikyaku_smtp::command::{MailParameters, RcptParameters};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::accept::{self, Draft};
@@ -123,8 +123,7 @@ impl Backend for EdgeBackend {
             .as_ref()
             .map(|client| client.name.as_str())
             .unwrap_or_default();
-        let body_8bit = mail.body == Some(BodyType::EightBitMime);
-        let envelope = accept::envelope(peer.address, helo, mail.reverse_path.as_str(), body_8bit);
+        let envelope = accept::envelope(peer.address, helo, mail);
         Ok(Incoming {
             edge: edge.clone(),
             peer: peer.clone(),
@@ -198,8 +197,10 @@ impl Incoming {
 }
 
 impl Transaction for Incoming {
-    async fn rcpt(&mut self, path: &ForwardPath) -> Result<Reply, Rejection> {
-        let accepted = recipient::decide(&*self.edge.directory, path).await?;
+    async fn rcpt(&mut self, rcpt: &RcptParameters) -> Result<Reply, Rejection> {
+        let path = &rcpt.forward_path;
+        let mut accepted = recipient::decide(&*self.edge.directory, path).await?;
+        recipient::note(&mut accepted, rcpt);
         Ok(self.take(path, accepted))
     }
 
@@ -215,7 +216,7 @@ impl Transaction for Incoming {
             client_name: &self.draft.envelope.helo,
             client_address: self.peer.address.ip(),
             by: &self.edge.host_name,
-            protocol: self.peer.protocol(),
+            protocol: self.peer.protocol(self.draft.envelope.smtputf8),
             tls,
             id: self.draft.id,
             recipient: accept::sole(&self.paths),

@@ -10,6 +10,7 @@ use hikyaku_mail::path::{ForwardPath, Mailbox};
 use hikyaku_mail::reply::{Rejection, Reply};
 use hikyaku_proto::v1::recipient::Target;
 use hikyaku_proto::v1::{ExpandTarget, LocalTarget, Recipient};
+use hikyaku_smtp::command::RcptParameters;
 
 /// Forwards followed at RCPT; a longer chain is a configuration mistake.
 const FORWARDS_MAX: usize = 10;
@@ -73,6 +74,16 @@ pub async fn decide(directory: &dyn Directory, path: &ForwardPath) -> Result<Acc
             resolution.rule.to_string(),
         )),
     }
+}
+
+/// Notes what the sender wants to hear about the recipient (RFC 3461 section 4).
+pub(crate) fn note(accepted: &mut Accepted, rcpt: &RcptParameters) {
+    let recipient = &mut accepted.recipient;
+    recipient.notify = rcpt
+        .notify
+        .map(|notify| notify.to_string())
+        .unwrap_or_default();
+    recipient.original_recipient = rcpt.original_recipient.clone().unwrap_or_default();
 }
 
 async fn resolve(directory: &dyn Directory, address: &Mailbox) -> Result<Resolution, Rejection> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use hikyaku_mail::path::ForwardPath;
 use hikyaku_mail::reply::{Rejection, Reply};
 
-use crate::command::{ClientName, MailParameters};
+use crate::command::{ClientName, MailParameters, RcptParameters};
 
 /// The other end of a connection, as far as it has made itself known.
 #[derive(Clone, Debug)]
@@ -38,15 +38,15 @@ impl Peer {
         }
     }
 
-    /// The `with` protocol of a Received field (RFC 3848): SMTP, ESMTP or ESMTPS.
-    pub fn protocol(&self) -> &'static str {
-        match (
-            self.client.as_ref().is_some_and(|client| client.extended),
-            self.tls.is_some(),
-        ) {
-            (_, true) => "ESMTPS",
-            (true, false) => "ESMTP",
-            (false, false) => "SMTP",
+    /// The `with` protocol of a Received field for a mail with or without SMTPUTF8 (RFC 3848, RFC 6531 section 4.3).
+    pub fn protocol(&self, smtputf8: bool) -> &'static str {
+        let extended = self.client.as_ref().is_some_and(|client| client.extended);
+        match (self.tls.is_some(), smtputf8, extended) {
+            (true, true, _) => "UTF8SMTPS",
+            (true, false, _) => "ESMTPS",
+            (false, true, _) => "UTF8SMTP",
+            (false, false, true) => "ESMTP",
+            (false, false, false) => "SMTP",
         }
     }
 }
@@ -80,7 +80,7 @@ pub enum Phase<'a> {
     Mail(&'a MailParameters),
     /// RCPT, refused by the backend.
     Rcpt(&'a ForwardPath),
-    /// DATA, or the content it announced.
+    /// DATA or BDAT, or the content it announced.
     Data,
 }
 
@@ -137,11 +137,14 @@ pub trait Backend: Send + Sync + 'static {
 
 /// One mail on its way in. Dropping it without a call must lose nothing but the mail, as [`Transaction::abort`] does.
 pub trait Transaction: Send {
-    /// RCPT. `Ok` accepts the recipient; the reply is sent as it is. Not called again for an accepted path.
-    fn rcpt(&mut self, path: &ForwardPath)
-    -> impl Future<Output = Result<Reply, Rejection>> + Send;
+    /// RCPT. `Ok` accepts the recipient; the reply is sent as it is. Not called again for an accepted path: what a
+    /// repetition asks for by parameters is not heard.
+    fn rcpt(
+        &mut self,
+        rcpt: &RcptParameters,
+    ) -> impl Future<Output = Result<Reply, Rejection>> + Send;
 
-    /// DATA, before 354. An error refuses the mail.
+    /// DATA before 354, or the first BDAT. An error refuses the mail.
     fn data(&mut self) -> impl Future<Output = Result<(), Rejection>> + Send;
 
     /// The next octets of the content, in order. An error is remembered, the rest of the content is skipped and the

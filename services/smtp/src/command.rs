@@ -3,25 +3,34 @@
 //! ```text
 //! command   = verb [ SP argument ]                    ; verbs and keywords in any case, trailing white space ignored
 //! ehlo/helo = ( "EHLO" / "HELO" ) SP ( host-name / address-literal )
-//! mail      = "MAIL FROM:" *SP Reverse-path [ SP "SIZE=" 1*20DIGIT ] [ SP "BODY=" ( "7BIT" / "8BITMIME" ) ]
-//! rcpt      = "RCPT TO:" *SP Forward-path
+//! mail      = "MAIL FROM:" *SP Reverse-path *( SP parameter )
+//! rcpt      = "RCPT TO:" *SP Forward-path *( SP parameter )
+//! bdat      = "BDAT" SP 1*20DIGIT [ SP "LAST" ]                           ; RFC 3030
+//! vrfy      = "VRFY" SP text [ SP "SMTPUTF8" ]                            ; RFC 6531 section 3.7.4
 //! ```
+//! The parameters are in [`crate::parameters`].
 //! The space after the colon is not in the RFC; too many clients send it to refuse it. A host-name is looser than RFC
 //! 5321's Domain (any atom characters), because the machines that get theirs wrong are many and nothing is decided by it,
 //! but it can never break out of a Received field.
 //!
-//! Not offered, and refused with 502: AUTH, BDAT, EXPN, ETRN, TURN and the X commands. A parameter of an extension that
-//! was not offered is refused with 555.
+//! Not offered, and refused with 502: AUTH, EXPN, ETRN, TURN and the X commands. A parameter of an extension that was not
+//! offered is refused with 555. After a malformed BDAT nobody knows where the next command begins: the session is closed.
 
 use std::fmt;
 
-use hikyaku_mail::path::{self, ForwardPath, PathError, ReversePath};
+use hikyaku_mail::path::{self, ForwardPath, ReversePath};
 use hikyaku_mail::reply::Reply;
+
+use crate::parameters::{self, BodyType, Notify, Return};
 
 /// RFC 5321 section 4.5.3.1.4: a command line with its CRLF.
 const COMMAND_BYTES_MAX: usize = 512;
-/// RFC 1870 adds 26 to MAIL for SIZE, RFC 6152 adds 17 for BODY.
-const MAIL_BYTES_MAX: usize = COMMAND_BYTES_MAX + 26 + 17;
+/// RFC 1870 adds 26 to MAIL for SIZE, RFC 6152 17 for BODY, RFC 3461 107 for RET and ENVID, RFC 6531 10 for SMTPUTF8.
+const MAIL_BYTES_MAX: usize = COMMAND_BYTES_MAX + 26 + 17 + 107 + 10;
+/// RFC 3461 adds 500 to RCPT for NOTIFY and ORCPT.
+const RCPT_BYTES_MAX: usize = COMMAND_BYTES_MAX + 500;
+/// RFC 6531 adds 10 to VRFY for SMTPUTF8.
+const VRFY_BYTES_MAX: usize = COMMAND_BYTES_MAX + 10;
 const CLIENT_NAME_BYTES_MAX: usize = 255;
 
 /// What a client asks for.
@@ -34,9 +43,11 @@ pub enum Command {
     /// Begins a transaction.
     Mail(MailParameters),
     /// Adds a recipient.
-    Rcpt(ForwardPath),
+    Rcpt(RcptParameters),
     /// Announces the content.
     Data,
+    /// Announces a chunk of the content, which follows at once.
+    Bdat(Chunk),
     /// Drops the transaction.
     Rset,
     /// Nothing.
@@ -70,15 +81,34 @@ pub struct MailParameters {
     pub size: Option<u64>,
     /// The body type the client declares (RFC 6152).
     pub body: Option<BodyType>,
+    /// Addresses and header may have characters outside ASCII (RFC 6531).
+    pub smtputf8: bool,
+    /// How much a report should return (RFC 3461).
+    pub ret: Option<Return>,
+    /// The sender's name for the mail, for reports (RFC 3461): decoded, printable ASCII.
+    pub envelope_id: Option<String>,
 }
 
-/// The BODY parameter of MAIL.
+/// The arguments of RCPT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RcptParameters {
+    /// Who the mail is for.
+    pub forward_path: ForwardPath,
+    /// What the sender wants to hear about this recipient (RFC 3461).
+    pub notify: Option<Notify>,
+    /// The address the sender wrote, with its type in front (RFC 3461): decoded, printable ASCII, e.g. `rfc822;a@b`.
+    pub original_recipient: Option<String>,
+    /// It was written with characters outside ASCII, which only a mail with SMTPUTF8 may have.
+    pub utf8: bool,
+}
+
+/// The arguments of BDAT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodyType {
-    /// Octets up to 127.
-    SevenBit,
-    /// Any octets, in lines.
-    EightBitMime,
+pub struct Chunk {
+    /// Octets that follow.
+    pub size: u64,
+    /// They end the content.
+    pub last: bool,
 }
 
 /// The argument of EHLO or HELO: an address literal, or 1 to 255 atom characters and dots.
@@ -120,8 +150,8 @@ pub enum Refusal {
     Unknown,
     /// A verb of SMTP that is not offered.
     NotOffered,
-    /// BDAT, not offered: what follows it would be taken for commands.
-    Chunking,
+    /// A malformed BDAT: what follows it would be taken for commands.
+    Chunk,
     /// The client speaks HTTP.
     Http,
     /// An argument where none belongs, none where one belongs, or a malformed one.
@@ -132,7 +162,7 @@ pub enum Refusal {
     ReversePath,
     /// Not a forward-path.
     ForwardPath,
-    /// A path outside ASCII without SMTPUTF8.
+    /// Characters outside ASCII without SMTPUTF8, or not in UTF-8.
     NotAscii,
     /// A parameter of an extension that was not offered.
     Parameter,
@@ -145,11 +175,9 @@ impl Refusal {
             Refusal::Syntax => Reply::new(500, (5, 5, 2), "syntax error"),
             Refusal::TooLong => Reply::new(500, (5, 5, 2), "line too long"),
             Refusal::Unknown => Reply::new(500, (5, 5, 1), "command unrecognized"),
-            Refusal::NotOffered | Refusal::Chunking => {
-                Reply::new(502, (5, 5, 1), "command not implemented")
-            }
+            Refusal::NotOffered => Reply::new(502, (5, 5, 1), "command not implemented"),
             Refusal::Http => Reply::new(521, (5, 5, 1), "this is a mail server"),
-            Refusal::Argument => {
+            Refusal::Argument | Refusal::Chunk => {
                 Reply::new(501, (5, 5, 4), "syntax error in parameters or arguments")
             }
             Refusal::ClientName => {
@@ -164,7 +192,7 @@ impl Refusal {
 
     /// True if the connection cannot go on: what follows could not be told from commands.
     pub fn closes(self) -> bool {
-        matches!(self, Refusal::Http | Refusal::Chunking)
+        matches!(self, Refusal::Http | Refusal::Chunk)
     }
 }
 
@@ -173,28 +201,33 @@ pub fn parse(line: &[u8]) -> Result<Command, Refusal> {
     let verb_end = memchr::memchr(b' ', line).unwrap_or(line.len());
     let (verb, argument) = line.split_at(verb_end);
     let verb = trim_end(verb).to_ascii_uppercase();
-    let bytes_max = if verb == b"MAIL" {
-        MAIL_BYTES_MAX
-    } else {
-        COMMAND_BYTES_MAX
+    let bytes_max = match verb.as_slice() {
+        b"MAIL" => MAIL_BYTES_MAX,
+        b"RCPT" => RCPT_BYTES_MAX,
+        b"VRFY" => VRFY_BYTES_MAX,
+        _ => COMMAND_BYTES_MAX,
     };
     if line.len() + 2 > bytes_max {
-        return Err(Refusal::TooLong);
+        return Err(if verb == b"BDAT" {
+            Refusal::Chunk
+        } else {
+            Refusal::TooLong
+        });
     }
     let argument = trim_end(argument);
     match verb.as_slice() {
         b"EHLO" => Ok(Command::Ehlo(client_name(argument)?)),
         b"HELO" => Ok(Command::Helo(client_name(argument)?)),
-        b"MAIL" => mail(ascii(argument, Refusal::NotAscii)?),
-        b"RCPT" => rcpt(ascii(argument, Refusal::NotAscii)?),
+        b"MAIL" => mail(utf8(argument)?),
+        b"RCPT" => rcpt(utf8(argument)?),
         b"DATA" => bare(argument, Command::Data),
         b"RSET" => bare(argument, Command::Rset),
         b"QUIT" => bare(argument, Command::Quit),
         b"STARTTLS" => bare(argument, Command::StartTls),
         b"NOOP" => printable(argument, Command::Noop),
-        b"VRFY" => printable(argument, Command::Vrfy),
+        b"VRFY" => vrfy(argument),
         b"HELP" => printable(argument, Command::Help),
-        b"BDAT" => Err(Refusal::Chunking),
+        b"BDAT" => bdat(argument),
         b"AUTH" | b"EXPN" | b"ETRN" | b"ATRN" | b"TURN" | b"SEND" | b"SOML" | b"SAML"
         | b"XCLIENT" | b"XFORWARD" => Err(Refusal::NotOffered),
         b"GET" | b"POST" | b"CONNECT" | b"PUT" | b"HEAD" | b"OPTIONS" | b"DELETE" | b"PATCH"
@@ -220,6 +253,10 @@ fn ascii(bytes: &[u8], refusal: Refusal) -> Result<&str, Refusal> {
         .ok()
         .filter(|text| text.is_ascii())
         .ok_or(refusal)
+}
+
+fn utf8(bytes: &[u8]) -> Result<&str, Refusal> {
+    std::str::from_utf8(bytes).map_err(|_| Refusal::NotAscii)
 }
 
 fn bare(argument: &[u8], command: Command) -> Result<Command, Refusal> {
@@ -249,52 +286,88 @@ fn client_name(argument: &[u8]) -> Result<ClientName, Refusal> {
 
 fn mail(argument: &str) -> Result<Command, Refusal> {
     let (inside, parameters) = cut_path(argument, " FROM:", Refusal::ReversePath)?;
-    let reverse_path =
-        ReversePath::parse(inside).map_err(|error| refuse_path(error, Refusal::ReversePath))?;
-    let mut mail = MailParameters {
-        reverse_path,
-        size: None,
-        body: None,
-    };
-    for parameter in parameters
-        .split(' ')
-        .filter(|parameter| !parameter.is_empty())
-    {
-        let (keyword, value) = keyword_and_value(parameter)?;
-        match keyword.to_ascii_uppercase().as_str() {
-            "SIZE" if mail.size.is_none() => {
-                mail.size = Some(size(value.ok_or(Refusal::Argument)?)?)
-            }
-            "BODY" if mail.body.is_none() => {
-                mail.body = Some(body_type(value.ok_or(Refusal::Argument)?)?)
-            }
-            "SIZE" | "BODY" => return Err(Refusal::Argument),
+    let (mut size, mut body, mut ret, mut envelope_id) = (None, None, None, None);
+    let mut smtputf8 = false;
+    for parameter in parameters::cut(parameters) {
+        let (keyword, value) = parameter?;
+        match keyword.as_str() {
+            "SIZE" => parameters::once(&mut size, value, parameters::size)?,
+            "BODY" => parameters::once(&mut body, value, parameters::body_type)?,
+            "RET" => parameters::once(&mut ret, value, parameters::ret)?,
+            "ENVID" => parameters::once(&mut envelope_id, value, parameters::envelope_id)?,
+            "SMTPUTF8" if value.is_none() && !smtputf8 => smtputf8 = true,
+            "SMTPUTF8" => return Err(Refusal::Argument),
             _ => return Err(Refusal::Parameter),
         }
     }
-    Ok(Command::Mail(mail))
+    if !smtputf8 && !argument.is_ascii() {
+        return Err(Refusal::NotAscii);
+    }
+    let reverse_path = ReversePath::parse(inside).map_err(|_| Refusal::ReversePath)?;
+    Ok(Command::Mail(MailParameters {
+        reverse_path,
+        size,
+        body,
+        smtputf8,
+        ret,
+        envelope_id,
+    }))
 }
 
 fn rcpt(argument: &str) -> Result<Command, Refusal> {
     let (inside, parameters) = cut_path(argument, " TO:", Refusal::ForwardPath)?;
-    let path = if inside.eq_ignore_ascii_case("postmaster") {
+    let forward_path = if inside.eq_ignore_ascii_case("postmaster") {
         ForwardPath::Postmaster
     } else {
-        ForwardPath::Path(
-            inside
-                .parse()
-                .map_err(|error| refuse_path(error, Refusal::ForwardPath))?,
-        )
+        ForwardPath::Path(inside.parse().map_err(|_| Refusal::ForwardPath)?)
     };
-    match parameters
-        .split(' ')
-        .find(|parameter| !parameter.is_empty())
-    {
-        Some(parameter) => {
-            Err(keyword_and_value(parameter).map_or_else(|refusal| refusal, |_| Refusal::Parameter))
+    let (mut notify, mut original_recipient) = (None, None);
+    for parameter in parameters::cut(parameters) {
+        let (keyword, value) = parameter?;
+        match keyword.as_str() {
+            "NOTIFY" => parameters::once(&mut notify, value, parameters::notify)?,
+            "ORCPT" => parameters::once(
+                &mut original_recipient,
+                value,
+                parameters::original_recipient,
+            )?,
+            _ => return Err(Refusal::Parameter),
         }
-        None => Ok(Command::Rcpt(path)),
     }
+    Ok(Command::Rcpt(RcptParameters {
+        forward_path,
+        notify,
+        original_recipient,
+        utf8: !argument.is_ascii(),
+    }))
+}
+
+fn bdat(argument: &[u8]) -> Result<Command, Refusal> {
+    let text = ascii(argument, Refusal::Chunk)?;
+    let mut words = text.split(' ').filter(|word| !word.is_empty());
+    let digits = words.next().ok_or(Refusal::Chunk)?;
+    let last = match words.next() {
+        None => false,
+        Some(word) if word.eq_ignore_ascii_case("LAST") => true,
+        Some(_) => return Err(Refusal::Chunk),
+    };
+    // parse alone would take a plus sign
+    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+    match digits.parse() {
+        Ok(size) if is_number && words.next().is_none() => Ok(Command::Bdat(Chunk { size, last })),
+        _ => Err(Refusal::Chunk),
+    }
+}
+
+/// Text in UTF-8 needs SMTPUTF8 behind it.
+fn vrfy(argument: &[u8]) -> Result<Command, Refusal> {
+    if !argument.is_ascii() {
+        let text = utf8(argument)?.to_ascii_uppercase();
+        if !text.ends_with(" SMTPUTF8") {
+            return Err(Refusal::NotAscii);
+        }
+    }
+    printable(argument, Command::Vrfy)
 }
 
 /// Cuts ` FROM:<...>` or ` TO:<...>` into the path's inside and the parameters, which begin with a space if there are any.
@@ -309,54 +382,9 @@ fn cut_path<'a>(
     if !head.eq_ignore_ascii_case(label) {
         return Err(Refusal::Argument);
     }
-    let (inside, parameters) = path::cut_path(rest.trim_start_matches(' '))
-        .map_err(|error| refuse_path(error, refusal))?;
+    let (inside, parameters) = path::cut_path(rest.trim_start_matches(' ')).map_err(|_| refusal)?;
     if !parameters.is_empty() && !parameters.starts_with(' ') {
         return Err(Refusal::Argument);
     }
     Ok((inside, parameters))
-}
-
-fn refuse_path(_: PathError, refusal: Refusal) -> Refusal {
-    refusal
-}
-
-/// RFC 5321 section 4.1.2: esmtp-keyword ["=" esmtp-value]
-fn keyword_and_value(parameter: &str) -> Result<(&str, Option<&str>), Refusal> {
-    let (keyword, value) = match parameter.split_once('=') {
-        Some((keyword, value)) => (keyword, Some(value)),
-        None => (parameter, None),
-    };
-    let is_keyword = keyword.starts_with(|first: char| first.is_ascii_alphanumeric())
-        && keyword
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    let is_value = |value: &str| {
-        !value.is_empty() && value.bytes().all(|byte| matches!(byte, 33..=60 | 62..=126))
-    };
-    if is_keyword && value.is_none_or(is_value) {
-        Ok((keyword, value))
-    } else {
-        Err(Refusal::Argument)
-    }
-}
-
-/// RFC 1870 section 3: 1*20DIGIT. What exceeds 64 bits exceeds every limit too.
-fn size(value: &str) -> Result<u64, Refusal> {
-    let fits = (1..=20).contains(&value.len()) && value.bytes().all(|byte| byte.is_ascii_digit());
-    if fits {
-        Ok(value.parse().unwrap_or(u64::MAX))
-    } else {
-        Err(Refusal::Argument)
-    }
-}
-
-fn body_type(value: &str) -> Result<BodyType, Refusal> {
-    match value.to_ascii_uppercase().as_str() {
-        "7BIT" => Ok(BodyType::SevenBit),
-        "8BITMIME" => Ok(BodyType::EightBitMime),
-        // RFC 3030's, not offered
-        "BINARYMIME" => Err(Refusal::Parameter),
-        _ => Err(Refusal::Argument),
-    }
 }

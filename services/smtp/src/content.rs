@@ -1,6 +1,7 @@
-//! The content between 354 and the final dot (RFC 5321 sections 4.1.1.4 and 4.5.2), octet-exact and without I/O.
+//! The content between 354 and the final dot (RFC 5321 sections 4.1.1.4 and 4.5.2), or in the chunks of BDAT (RFC 3030),
+//! octet-exact and without I/O.
 //!
-//! Only CRLF.CRLF ends it. A CR without LF, an LF without CR or a NUL anywhere makes the whole message refused, for no two
+//! Only CRLF.CRLF ends the first; the second is counted, dots mean nothing in it, and it gets a CRLF if it ends without. A CR without LF, an LF without CR or a NUL anywhere makes the whole message refused, for no two
 //! servers agree on what such bytes mean and a forged message could hide behind them. What is handed out is clean: lines
 //! ending in CRLF, dots unstuffed. It is cut from the input in as large pieces as there are, without copying.
 
@@ -22,6 +23,10 @@ pub enum Fault {
     LineTooLong,
     /// Over [`Options::content_bytes_max`].
     TooBig,
+    /// Over [`Options::header_bytes_max`] or [`Options::header_field_bytes_max`].
+    HeaderTooBig,
+    /// Over [`Options::header_fields_max`].
+    TooManyFields,
     /// More than [`Options::hops_max`] Received fields.
     Looping,
 }
@@ -35,6 +40,8 @@ impl Fault {
             Fault::Nul => Reply::new(550, (5, 6, 0), "NUL in message"),
             Fault::LineTooLong => Reply::new(554, (5, 6, 0), "line too long"),
             Fault::TooBig => too_big(),
+            Fault::HeaderTooBig => Reply::new(552, (5, 3, 4), "message header too big"),
+            Fault::TooManyFields => Reply::new(554, (5, 6, 0), "too many header fields"),
             Fault::Looping => Reply::new(554, (5, 4, 6), "too many hops"),
         }
     }
@@ -44,7 +51,9 @@ impl Fault {
             Fault::BareCr | Fault::BareLf | Fault::Nul => 0,
             Fault::TooBig => 1,
             Fault::LineTooLong => 2,
-            Fault::Looping => 3,
+            Fault::HeaderTooBig => 3,
+            Fault::TooManyFields => 4,
+            Fault::Looping => 5,
         }
     }
 
@@ -94,14 +103,34 @@ enum Header {
     Over,
 }
 
+/// What the limits of the header make of the line at hand. For them the header ends at the first line that is no field,
+/// because a mail may have no header at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Field {
+    /// In what may be the name of a field.
+    Name,
+    /// In white space after that.
+    Space,
+    /// In the body of a field.
+    Value,
+    /// The header is over.
+    Over,
+}
+
 /// Finds the end of the content in an input that comes in pieces, and cleans it.
 #[derive(Debug)]
 pub struct Scanner {
+    /// Dots at the start of a line are stuffing or the end; not so in chunks.
+    dotted: bool,
     place: Place,
     /// The last line ended in a bare LF: a dot on this one ends nothing.
     loose: bool,
     line_bytes: usize,
     header: Header,
+    field: Field,
+    header_bytes: u64,
+    field_bytes: u64,
+    fields: u32,
     hops: u32,
     content_bytes: u64,
     raw_bytes: u64,
@@ -110,17 +139,25 @@ pub struct Scanner {
     raw_bytes_max: u64,
     line_bytes_max: usize,
     bare_lf_normalized: bool,
+    header_bytes_max: u64,
+    field_bytes_max: u64,
+    fields_max: u32,
     hops_max: u32,
 }
 
 impl Scanner {
-    /// A scanner at the start of a content.
+    /// A scanner at the start of a content that ends at a dot.
     pub fn new(options: &Options) -> Scanner {
         Scanner {
+            dotted: true,
             place: Place::LineStart,
             loose: false,
             line_bytes: 0,
             header: Header::Matching(0),
+            field: Field::Name,
+            header_bytes: 0,
+            field_bytes: 0,
+            fields: 0,
             hops: 0,
             content_bytes: 0,
             raw_bytes: 0,
@@ -133,7 +170,33 @@ impl Scanner {
                 .saturating_add(options.content_line_bytes_max as u64),
             line_bytes_max: options.content_line_bytes_max,
             bare_lf_normalized: options.bare_lf_normalized,
+            header_bytes_max: options.header_bytes_max,
+            field_bytes_max: options.header_field_bytes_max,
+            fields_max: options.header_fields_max,
             hops_max: options.hops_max,
+        }
+    }
+
+    /// A scanner at the start of a content that comes in chunks: the client says where it ends, see [`Scanner::end`].
+    pub fn counted(options: &Options) -> Scanner {
+        Scanner {
+            dotted: false,
+            ..Scanner::new(options)
+        }
+    }
+
+    /// The last chunk is over: what is to be added to the content, a CRLF where its last line has none.
+    pub fn end(&mut self) -> &'static [u8] {
+        if self.place == Place::Cr {
+            self.refuse(Fault::BareCr);
+        }
+        if self.place == Place::LineStart {
+            return b"";
+        }
+        self.line_ended();
+        match self.hand_out(b"\r\n") {
+            Some(Event::Content(end)) => end,
+            _ => b"",
         }
     }
 
@@ -165,7 +228,7 @@ impl Scanner {
                 return Event::More;
             };
             match (self.place, first) {
-                (Place::LineStart, b'.') => {
+                (Place::LineStart, b'.') if self.dotted => {
                     self.skip(input, 1);
                     self.place = Place::Dot;
                 }
@@ -236,7 +299,7 @@ impl Scanner {
                 (Some(b'\r'), Some(b'\n')) => {
                     self.line_ended();
                     at = end + 2;
-                    if bytes.get(at) == Some(&b'.') {
+                    if self.dotted && bytes.get(at) == Some(&b'.') {
                         return self.take(input, at, at);
                     }
                 }
@@ -275,11 +338,60 @@ impl Scanner {
         if part.is_empty() {
             return;
         }
+        let starts = self.line_bytes == 0;
         self.place = Place::Line;
         self.line_bytes += part.len();
         if self.line_bytes > self.line_bytes_max {
             self.refuse(Fault::LineTooLong);
         }
+        if self.field != Field::Over {
+            self.count_field(starts, part);
+        }
+        self.match_received(part);
+    }
+
+    fn count_field(&mut self, starts: bool, part: &[u8]) {
+        if starts {
+            self.field = match part.first() {
+                // RFC 5322 section 2.2.3: it goes on with the field
+                Some(b' ' | b'\t') if self.fields > 0 => Field::Value,
+                Some(b' ' | b'\t') => Field::Over,
+                _ => Field::Name,
+            };
+        }
+        let mut bytes = part.len();
+        for &byte in part {
+            self.field = match (self.field, byte) {
+                (Field::Name, 33..=57 | 59..=126) => Field::Name,
+                // RFC 5322 section 4.5: white space before the colon is obsolete, but is
+                (Field::Name | Field::Space, b' ' | b'\t') => Field::Space,
+                (Field::Name | Field::Space, b':') => {
+                    self.fields = self.fields.saturating_add(1);
+                    (self.field_bytes, bytes) = (0, self.line_bytes);
+                    Field::Value
+                }
+                (Field::Name | Field::Space, _) => Field::Over,
+                (Field::Value | Field::Over, _) => break,
+            };
+        }
+        // until the colon has come it may be a line of the body
+        if self.field == Field::Value {
+            self.count_header(bytes);
+        }
+    }
+
+    fn count_header(&mut self, bytes: usize) {
+        self.header_bytes += bytes as u64;
+        self.field_bytes += bytes as u64;
+        if self.header_bytes > self.header_bytes_max || self.field_bytes > self.field_bytes_max {
+            self.refuse(Fault::HeaderTooBig);
+        }
+        if self.fields > self.fields_max {
+            self.refuse(Fault::TooManyFields);
+        }
+    }
+
+    fn match_received(&mut self, part: &[u8]) {
         let Header::Matching(matched) = self.header else {
             return;
         };
@@ -306,6 +418,10 @@ impl Scanner {
         } else {
             self.header = Header::Matching(0);
         }
+        match self.field {
+            Field::Value if self.line_bytes > 0 => self.count_header(b"\r\n".len()),
+            _ => self.field = Field::Over,
+        }
         self.line_bytes = 0;
         self.place = Place::LineStart;
         self.loose = false;
@@ -322,6 +438,9 @@ mod tests {
             content_bytes_max: 40,
             content_line_bytes_max: 24,
             hops_max: 1,
+            header_bytes_max: 30,
+            header_field_bytes_max: 22,
+            header_fields_max: 2,
             ..Options::new("mx.example.jp")
         }
     }
@@ -386,9 +505,24 @@ mod tests {
             .map(|line| line.strip_prefix('.').unwrap_or(line))
             .collect();
         let content: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
-        let hops = lines
+        let header: Vec<&str> = lines
             .iter()
             .take_while(|line| !line.is_empty())
+            .copied()
+            .collect();
+        let mut fields: Vec<usize> = Vec::new();
+        for line in &header {
+            let name = line.split(':').next().unwrap().trim_end_matches(' ');
+            let is_field =
+                line.contains(':') && name.bytes().all(|byte| (33..=126).contains(&byte));
+            match fields.last_mut() {
+                Some(field) if line.starts_with(' ') => *field += line.len() + 2,
+                _ if is_field && !line.starts_with(' ') => fields.push(line.len() + 2),
+                _ => break,
+            }
+        }
+        let hops = header
+            .iter()
             .filter(|line| line.to_lowercase().starts_with("received:"))
             .count();
         let outcome = if content.len() as u64 > options.content_bytes_max {
@@ -398,6 +532,14 @@ mod tests {
             .any(|line| line.len() > options.content_line_bytes_max)
         {
             Err(Fault::LineTooLong)
+        } else if fields.iter().sum::<usize>() as u64 > options.header_bytes_max
+            || fields
+                .iter()
+                .any(|&field| field as u64 > options.header_field_bytes_max)
+        {
+            Err(Fault::HeaderTooBig)
+        } else if fields.len() > options.header_fields_max as usize {
+            Err(Fault::TooManyFields)
         } else if hops > options.hops_max as usize {
             Err(Fault::Looping)
         } else {
@@ -419,7 +561,7 @@ mod tests {
 
     #[test]
     fn agrees_with_the_reference_at_every_split() {
-        const WORDS: [&str; 14] = [
+        const WORDS: [&str; 15] = [
             "\r",
             "\n",
             ".",
@@ -434,10 +576,11 @@ mod tests {
             "b c",
             ":",
             "rece",
+            " ",
         ];
         let (mut options, mut random) = (options(), Random(0x9e37_79b9_7f4a_7c15));
-        let (mut clean, mut faults) = (0, [0; 4]);
-        for _ in 0..20_000 {
+        let (mut clean, mut faults) = (0, [0; 6]);
+        for _ in 0..40_000 {
             // half of the streams have only whole line ends, or a fault would hide nearly everything else
             let from = if random.below(2) == 0 { 4 } else { 0 };
             let mut stream = String::new();
@@ -465,9 +608,89 @@ mod tests {
             assert_eq!(scan(&each, &options), expected, "{stream:?} octet by octet");
         }
         assert!(
-            clean > 1000 && faults.iter().all(|&count| count > 50),
+            clean > 1000 && faults.iter().all(|&count| count > 20),
             "{clean} {faults:?}"
         );
+    }
+
+    /// What becomes of chunks, the last one at their end.
+    fn scan_chunks(pieces: &[&[u8]], options: &Options) -> Result<Vec<u8>, Fault> {
+        let (mut scanner, mut content) = (Scanner::counted(options), Vec::new());
+        for piece in pieces {
+            let mut input = *piece;
+            while let Event::Content(run) = scanner.next(&mut input) {
+                content.extend_from_slice(run);
+            }
+            assert!(input.is_empty());
+        }
+        content.extend_from_slice(scanner.end());
+        scanner.fault().map_or(Ok(content), Err)
+    }
+
+    #[test]
+    fn chunks_are_the_same_content_without_dots() {
+        // B-20, B-21: what the dot-stuffed form gives, wherever the chunks are cut
+        let options = Options::new("mx.example.jp");
+        for (text, expected) in [
+            ("", Ok("")),
+            ("a", Ok("a\r\n")),
+            ("a\r\n", Ok("a\r\n")),
+            ("\r\n", Ok("\r\n")),
+            (
+                "a\r\n.\r\nMAIL FROM:<x@y>\r\n..\r\n",
+                Ok("a\r\n.\r\nMAIL FROM:<x@y>\r\n..\r\n"),
+            ),
+            (".", Ok(".\r\n")),
+            (".\r\n", Ok(".\r\n")),
+            ("a\r", Err(Fault::BareCr)),
+            ("a\rb", Err(Fault::BareCr)),
+            ("a\nb", Err(Fault::BareLf)),
+            ("\n", Err(Fault::BareLf)),
+            ("a\r\n.\n", Err(Fault::BareLf)),
+            ("a\0", Err(Fault::Nul)),
+        ] {
+            let expected = expected.map(|content| content.as_bytes().to_vec());
+            let bytes = text.as_bytes();
+            for at in 0..=bytes.len() {
+                for to in at..=bytes.len() {
+                    let pieces = [&bytes[..at], &bytes[at..to], &bytes[to..]];
+                    assert_eq!(
+                        scan_chunks(&pieces, &options),
+                        expected,
+                        "{text:?} {at} {to}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn headers_are_limited_in_linear_time() {
+        // B-113, B-114
+        let options = Options::new("mx.example.jp");
+        let fault = |text: &str| scan_chunks(&[text.as_bytes()], &options).err();
+        let fields = |count| format!("{}\r\nbody", "To: a@b\r\n".repeat(count));
+        assert_eq!(fault(&fields(2000)), None);
+        assert_eq!(fault(&fields(2001)), Some(Fault::TooManyFields));
+        let folded = |count| format!("To: x\r\n{}\r\nbody", " yyyyyy\r\n".repeat(count));
+        assert_eq!(fault(&folded(11_000)), None);
+        assert_eq!(fault(&folded(12_000)), Some(Fault::HeaderTooBig));
+        let big = |count| format!("X: {}\r\n", "x".repeat(1000)).repeat(count);
+        assert_eq!(fault(&big(250)), None);
+        assert_eq!(fault(&big(270)), Some(Fault::HeaderTooBig));
+        // a mail without a header has no limits of one
+        assert_eq!(fault(&format!("hello\r\n{}", folded(20_000))), None);
+        assert_eq!(fault(&format!(" hello\r\n{}", fields(5000))), None);
+        assert_eq!(
+            fault(&"text: or not\r\n".repeat(2001)),
+            Some(Fault::TooManyFields)
+        );
+        // in the body nothing of it holds
+        let body = fields(1) + "\r\n" + &big(1000) + &fields(5000) + &folded(20_000);
+        assert_eq!(fault(&body), None);
+        let began = tokio::time::Instant::now();
+        assert_eq!(fault(&fields(500_000)), Some(Fault::HeaderTooBig));
+        assert!(began.elapsed() < std::time::Duration::from_millis(500));
     }
 
     #[test]

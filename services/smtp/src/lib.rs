@@ -9,6 +9,7 @@
 //! * [`options`]: limits and deadlines
 //! * [`input`]: lines out of bytes
 //! * [`command`]: commands out of lines
+//! * [`parameters`]: what MAIL and RCPT may ask for
 //! * [`session`]: which command is legal now, without I/O
 //! * [`content`]: the content between 354 and the final dot, without I/O
 //! * `wire`, `pace`: the stream's buffers, and how slow it may be
@@ -21,6 +22,7 @@ pub mod content;
 pub mod input;
 pub mod options;
 mod pace;
+pub mod parameters;
 pub mod server;
 pub mod session;
 mod wire;

@@ -16,13 +16,22 @@ pub struct Options {
     pub bare_lf_normalized: bool,
     /// `Received` fields in one message before it counts as looping (RFC 5321 section 6.3).
     pub hops_max: u32,
-    /// RCPT commands heard out in one transaction; RFC 5321 section 4.5.3.1.8 asks for at least 100.
+    /// Octets of a message's header with its line ends; one field may be folded, all of it counts.
+    pub header_bytes_max: u64,
+    /// Octets of one field of it.
+    pub header_field_bytes_max: u64,
+    /// Fields of it.
+    pub header_fields_max: u32,
+    /// Chunks that one content may come in (RFC 3030).
+    pub chunks_max: u32,
+    /// RCPT commands heard out in one transaction; RFC 5321 section 4.5.3.1.8 asks for at least 100. Announced by
+    /// LIMITS (RFC 9422).
     pub recipients_max: u32,
     /// Errors after which each further one is answered late, by `error_delay`.
     pub errors_soft_max: u32,
     /// Errors after which the session is closed. A delivered message forgives all.
     pub errors_max: u32,
-    /// Commands that do nothing (NOOP, RSET, VRFY, HELP, EHLO again) before the session is closed.
+    /// Commands that do nothing (NOOP, RSET, VRFY, HELP, EHLO again, an empty chunk) before the session is closed.
     pub junk_commands_max: u32,
     /// How late an error is answered beyond `errors_soft_max`.
     pub error_delay: Duration,
@@ -51,6 +60,11 @@ impl Options {
             content_line_bytes_max: 64 << 10,
             bare_lf_normalized: false,
             hops_max: 100,
+            header_bytes_max: 256 << 10,
+            header_field_bytes_max: 100 << 10,
+            header_fields_max: 2000,
+            // a chunk for each KiB of the largest message, and some
+            chunks_max: (50 << 10) + 1000,
             recipients_max: 1000,
             errors_soft_max: 10,
             errors_max: 20,

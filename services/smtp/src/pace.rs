@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::options::Options;
 
-/// Whether a content comes in fast enough. Only time spent waiting for the client counts.
+/// Whether a content comes in fast enough. Only time spent waiting for the client counts, also that between two chunks.
+#[derive(Debug)]
 pub struct Pace {
     block_timeout: Duration,
     window: Duration,

@@ -4,10 +4,9 @@
 //! speak before the banner (if [`Options::greet_delay`] asks for silence) nor send anything after EHLO, DATA or STARTTLS
 //! before it has our reply: what it sends there was written by somebody who does not listen, or put there by an attacker
 //! (CVE-2011-0411), so the session is closed. STARTTLS ends one `Conversation` and begins another over TLS; input and
-//! state of the first cannot reach the second.
+//! state of the first cannot reach the second. A chunk of BDAT may follow its command at once, and more commands that.
 //!
-//! Memory: one input buffer of 32 KiB while a content comes in, 4 KiB otherwise, and one output
-//! buffer. Every wait for the peer has a deadline.
+//! Memory: see `docs/LIMITS.md`. Every wait for the peer has a deadline.
 
 use bytes::Buf;
 use hikyaku_mail::reply::{Rejection, Reply};
@@ -18,13 +17,14 @@ use tokio_rustls::rustls::ServerConnection;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::{Abort, Backend, End, Peer, Phase, TlsSession, Transaction};
-use crate::command::{self, Refusal};
+use crate::command::{self, Chunk, Refusal};
 use crate::content::{Event, Scanner};
 use crate::input::Line;
 use crate::options::Options;
 use crate::pace::Pace;
 use crate::session::{
-    Action, Misdeeds, Patience, Security, Session, bad_sequence, greeting_lines, too_many_errors,
+    Action, Chunked, Misdeeds, Patience, Security, Session, bad_sequence, greeting_lines,
+    too_many_errors,
 };
 use crate::wire::{BLOCK_BYTES, COMMAND_BYTES, Wire};
 
@@ -298,25 +298,42 @@ where
             }
             Action::Mail(mail) => match self.surroundings.backend.mail(self.peer, &mail).await {
                 Ok(transaction) => {
-                    self.session.began(transaction);
+                    self.session.began(transaction, mail.smtputf8);
                     self.push(&Reply::new(250, (2, 1, 0), "sender OK")).await
                 }
                 Err(rejection) => self.reject(Phase::Mail(&mail), rejection).await,
             },
-            Action::Rcpt(path) => {
+            Action::Rcpt(rcpt) => {
                 let decided = match self.session.transaction() {
-                    Some(transaction) => transaction.rcpt(&path).await,
+                    Some(transaction) => transaction.rcpt(&rcpt).await,
                     None => Err(bad_sequence().into()),
                 };
                 match decided {
                     Ok(reply) => {
-                        self.session.accepted(path);
+                        self.session.accepted(rcpt.forward_path);
                         self.push(&reply).await
                     }
-                    Err(rejection) => self.reject(Phase::Rcpt(&path), rejection).await,
+                    Err(rejection) => {
+                        self.reject(Phase::Rcpt(&rcpt.forward_path), rejection)
+                            .await
+                    }
                 }
             }
             Action::Data(transaction) => self.data(transaction).await,
+            Action::Chunk { chunk, content } => self.chunk(chunk, content).await,
+            Action::Discard {
+                chunk,
+                reply,
+                abandoned,
+            } => {
+                let phase = if abandoned.is_some() {
+                    Phase::Data
+                } else {
+                    Phase::Command
+                };
+                abort(abandoned, Abort::Refused);
+                self.discard(chunk, phase, reply.into()).await
+            }
             Action::StartTls => {
                 self.push(&Reply::new(220, (2, 0, 0), "ready to start TLS"))
                     .await?;
@@ -362,6 +379,11 @@ where
             Ok(()) => self.content(&mut transaction).await,
             Err(outcome) => Err(outcome),
         };
+        self.settle(transaction, received).await
+    }
+
+    /// What becomes of a mail whose content is over.
+    async fn settle(&mut self, transaction: B::Transaction, received: Flow<Received>) -> Flow<()> {
         let rejection = match received {
             Ok(Received::Whole) => match transaction.finish().await {
                 Ok(reply) => {
@@ -384,6 +406,108 @@ where
             }
         };
         self.reject(Phase::Data, rejection).await
+    }
+
+    /// BDAT: a chunk of the content, and what became of it.
+    async fn chunk(&mut self, chunk: Chunk, mut content: Box<Chunked<B::Transaction>>) -> Flow<()> {
+        if content.begins()
+            && let Err(rejection) = content.transaction.data().await
+        {
+            content.transaction.abort(Abort::Refused);
+            return self.discard(chunk, Phase::Data, rejection).await;
+        }
+        let received = self.counted(chunk, &mut content).await;
+        if chunk.last || !matches!(received, Ok(Received::Whole)) {
+            return self.settle(content.transaction, received).await;
+        }
+        self.session.continues(content);
+        let text = format!("{} octets received", chunk.size);
+        self.push(&Reply::new(250, (2, 0, 0), text)).await
+    }
+
+    /// Receives the octets of one chunk and feeds them to the transaction.
+    async fn counted(
+        &mut self,
+        chunk: Chunk,
+        content: &mut Chunked<B::Transaction>,
+    ) -> Flow<Received> {
+        let Chunked {
+            transaction,
+            scanner,
+            pace,
+            ..
+        } = content;
+        let (mut left, mut refused) = (chunk.size, None);
+        loop {
+            let here = usize::try_from(left).map_or(self.wire.input.len(), |left| {
+                left.min(self.wire.input.len())
+            });
+            let (mut part, _) = self.wire.input.split_at(here);
+            while let Event::Content(run) = scanner.next(&mut part) {
+                if refused.is_none() {
+                    refused = transaction.chunk(run).await.err();
+                }
+            }
+            self.wire.input.advance(here);
+            left -= here as u64;
+            if left == 0 {
+                break;
+            }
+            self.receive(pace).await?;
+        }
+        self.wire.shrink();
+        let end = if chunk.last { scanner.end() } else { b"" };
+        if !end.is_empty() && refused.is_none() {
+            refused = transaction.chunk(end).await.err();
+        }
+        Ok(Received::new(scanner, refused, true))
+    }
+
+    /// Receives the octets of a chunk that nobody wants and answers. One larger than any message is answered at once, and
+    /// the session ends after as many octets as the largest message has.
+    async fn discard(&mut self, chunk: Chunk, phase: Phase<'_>, rejection: Rejection) -> Flow<()> {
+        let options = self.surroundings.options;
+        let endless = chunk.size > options.content_bytes_max;
+        if endless {
+            self.surroundings
+                .backend
+                .rejected(self.peer, phase, &rejection);
+            self.push(&rejection.reply).await?;
+        }
+        let (mut left, mut pace) = (
+            chunk.size.min(options.content_bytes_max),
+            Pace::new(options),
+        );
+        loop {
+            let here = usize::try_from(left).map_or(self.wire.input.len(), |left| {
+                left.min(self.wire.input.len())
+            });
+            self.wire.input.advance(here);
+            left -= here as u64;
+            if left == 0 {
+                break;
+            }
+            self.receive(&mut pace).await?;
+        }
+        self.wire.shrink();
+        if endless {
+            return Err(Outcome::Ended(End::Refused));
+        }
+        self.reject(phase, rejection).await
+    }
+
+    /// Waits for more of a content. Before that, all replies are on their way.
+    async fn receive(&mut self, pace: &mut Pace) -> Flow<()> {
+        self.flush().await?;
+        let (began, patience) = (Instant::now(), pace.patience());
+        match timeout(patience, self.wire.fill(BLOCK_BYTES)).await {
+            Ok(Ok(0) | Err(_)) => Err(Outcome::Ended(End::Disconnected)),
+            Ok(Ok(count)) => {
+                pace.count(began.elapsed(), count);
+                Ok(())
+            }
+            Err(_) => self.timed_out(Phase::Data).await,
+        }
     }
 
     /// Receives the content up to its end and feeds it to the transaction.
@@ -410,38 +534,32 @@ where
             if let Some(whole) = ended {
                 // the buffer for blocks is given back between messages
                 self.wire.shrink();
-                return Ok(match (scanner.fault(), refused) {
-                    (Some(fault), _) if fault.closes() || !whole => {
-                        Received::RefusedForGood(fault.reply().into())
-                    }
-                    (Some(fault), _) => Received::Refused(fault.reply().into()),
-                    (None, Some(rejection)) => Received::Refused(rejection),
-                    (None, None) => Received::Whole,
-                });
+                return Ok(Received::new(&scanner, refused, whole));
             }
-            let (began, patience) = (Instant::now(), pace.patience());
-            match timeout(patience, self.wire.fill(BLOCK_BYTES)).await {
-                Ok(Ok(0) | Err(_)) => return Err(Outcome::Ended(End::Disconnected)),
-                Ok(Ok(count)) => pace.count(began.elapsed(), count),
-                Err(_) => return self.timed_out(Phase::Data).await,
-            }
+            self.receive(&mut pace).await?;
         }
     }
 
     /// The next line of the client. Before blocking, all replies are on their way.
     async fn line(&mut self) -> Flow<Line> {
         let Surroundings { options, drain, .. } = self.surroundings;
-        let mut deadline = None;
+        let mut began = None;
+        // a content in chunks has its least pace between them too
+        let patience = self.session.pace().map_or(options.command_timeout, |pace| {
+            pace.patience().min(options.command_timeout)
+        });
         loop {
             if drain.is_cancelled() {
                 return self.drained();
             }
             if let Some(line) = self.wire.cut_line() {
+                if let (Some(began), Some(pace)) = (began, self.session.pace()) {
+                    pace.count(Instant::elapsed(&began), 0);
+                }
                 return Ok(line);
             }
             self.flush().await?;
-            let deadline =
-                *deadline.get_or_insert_with(|| Instant::now() + options.command_timeout);
+            let deadline = *began.get_or_insert_with(Instant::now) + patience;
             let filled = tokio::select! {
                 biased;
                 () = drain.cancelled() => return self.drained(),
@@ -543,6 +661,20 @@ enum Received {
     Refused(Rejection),
     /// It is refused and nothing after it can be trusted.
     RefusedForGood(Rejection),
+}
+
+impl Received {
+    /// `refused` is what the transaction said; `whole` is false if the end of the content was not seen.
+    fn new(scanner: &Scanner, refused: Option<Rejection>, whole: bool) -> Received {
+        match (scanner.fault(), refused) {
+            (Some(fault), _) if fault.closes() || !whole => {
+                Received::RefusedForGood(fault.reply().into())
+            }
+            (Some(fault), _) => Received::Refused(fault.reply().into()),
+            (None, Some(rejection)) => Received::Refused(rejection),
+            (None, None) => Received::Whole,
+        }
+    }
 }
 
 fn abort<T: Transaction>(transaction: Option<T>, reason: Abort) {

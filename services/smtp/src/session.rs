@@ -5,7 +5,10 @@
 //!              EHLO/HELO              MAIL accepted         RCPT accepted
 //! Connected ---------------> Greeted ---------------> Mail ---------------> Rcpt --- DATA ---> (content) ---> Greeted
 //!                               ^---- RSET, EHLO -------+---------------------+
+//!                               +---- BDAT LAST, RSET, EHLO, a refusal ---- Chunks <--- BDAT
 //! ```
+//! Whatever BDAT (RFC 3030) leads to, its octets are received: an [`Action::Discard`] throws them away.
+//!
 //! STARTTLS is no transition: the server begins a new session over TLS, so nothing can be carried across (RFC 3207
 //! section 4.2); only the counts of misdeeds are.
 
@@ -15,8 +18,10 @@ use hikyaku_mail::path::ForwardPath;
 use hikyaku_mail::reply::Reply;
 
 use crate::backend::{Client, End};
-use crate::command::{Command, MailParameters, Refusal};
+use crate::command::{Chunk, Command, MailParameters, RcptParameters, Refusal};
+use crate::content::Scanner;
 use crate::options::Options;
+use crate::pace::Pace;
 
 /// Whether STARTTLS can be had.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +34,36 @@ pub enum Security {
     Tls,
 }
 
+/// A mail whose content comes in chunks.
+#[derive(Debug)]
+pub struct Chunked<T> {
+    /// The mail.
+    pub transaction: T,
+    /// The content so far.
+    pub scanner: Scanner,
+    /// How fast it comes.
+    pub pace: Pace,
+    chunks: u32,
+}
+
+impl<T> Chunked<T> {
+    fn new(transaction: T, options: &Options) -> Box<Chunked<T>> {
+        Box::new(Chunked {
+            transaction,
+            scanner: Scanner::counted(options),
+            pace: Pace::new(options),
+            chunks: 0,
+        })
+    }
+
+    /// True in the first chunk.
+    pub fn begins(&self) -> bool {
+        self.chunks == 1
+    }
+}
+
 /// What the server has to do. A transaction handed out in `abandoned` must be aborted.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Action<T> {
     /// Answer.
     Reply {
@@ -49,9 +82,25 @@ pub enum Action<T> {
     /// Ask the backend; then [`Session::began`] if it agrees.
     Mail(MailParameters),
     /// Ask the transaction; then [`Session::accepted`] if it agrees.
-    Rcpt(ForwardPath),
+    Rcpt(RcptParameters),
     /// Receive the content and finish.
     Data(T),
+    /// Receive a chunk; then finish if it is the last, or [`Session::continues`].
+    Chunk {
+        /// How much of it.
+        chunk: Chunk,
+        /// What it belongs to.
+        content: Box<Chunked<T>>,
+    },
+    /// Receive a chunk that nobody wants, then answer.
+    Discard {
+        /// How much of it.
+        chunk: Chunk,
+        /// The answer.
+        reply: Reply,
+        /// The transaction it ended.
+        abandoned: Option<T>,
+    },
     /// Answer 220 and begin TLS.
     StartTls,
     /// Answer and close.
@@ -89,13 +138,16 @@ enum State<T> {
     Greeted,
     Mail {
         transaction: T,
+        smtputf8: bool,
         asked: u32,
     },
     Rcpt {
         transaction: T,
+        smtputf8: bool,
         asked: u32,
         recipients: BTreeSet<ForwardPath>,
     },
+    Chunks(Box<Chunked<T>>),
 }
 
 impl<T> State<T> {
@@ -103,6 +155,7 @@ impl<T> State<T> {
         self,
         command: Command,
         security: Security,
+        extended: bool,
         options: &Options,
     ) -> (State<T>, Action<T>) {
         match command {
@@ -115,10 +168,11 @@ impl<T> State<T> {
                 extended: false,
             }),
             Command::Mail(mail) => self.mail(mail, options),
-            Command::Rcpt(path) => self.rcpt(path, options),
+            Command::Rcpt(rcpt) => self.rcpt(rcpt, options),
             Command::Data => self.data(),
+            Command::Bdat(chunk) => self.bdat(chunk, extended, options),
             Command::Rset => self.reset(),
-            Command::StartTls => self.start_tls(security),
+            Command::StartTls => self.start_tls(security, extended),
             Command::Noop => (self, Action::reply(Reply::new(250, (2, 0, 0), "OK"))),
             // RFC 5321 section 7.3: the same for everybody, so that nobody learns who exists
             Command::Vrfy => (
@@ -171,14 +225,24 @@ impl<T> State<T> {
         (self, Action::Mail(mail))
     }
 
-    fn rcpt(mut self, path: ForwardPath, options: &Options) -> (State<T>, Action<T>) {
-        let (asked, known) = match &mut self {
-            State::Connected | State::Greeted => return (self, Action::reply(bad_sequence())),
-            State::Mail { asked, .. } => (asked, false),
+    fn rcpt(mut self, rcpt: RcptParameters, options: &Options) -> (State<T>, Action<T>) {
+        let (asked, smtputf8, known) = match &mut self {
+            State::Connected | State::Greeted | State::Chunks(_) => {
+                return (self, Action::reply(bad_sequence()));
+            }
+            State::Mail {
+                asked, smtputf8, ..
+            } => (asked, *smtputf8, false),
             State::Rcpt {
-                asked, recipients, ..
-            } => (asked, recipients.contains(&path)),
+                asked,
+                smtputf8,
+                recipients,
+                ..
+            } => (asked, *smtputf8, recipients.contains(&rcpt.forward_path)),
         };
+        if rcpt.utf8 && !smtputf8 {
+            return (self, Action::reply(Refusal::NotAscii.reply()));
+        }
         *asked = asked.saturating_add(1);
         // RFC 5321 section 4.5.3.1.10: the recipients heard so far stay good
         if *asked > options.recipients_max {
@@ -200,20 +264,53 @@ impl<T> State<T> {
                 Action::reply(Reply::new(250, (2, 1, 5), "recipient OK")),
             );
         }
-        (self, Action::Rcpt(path))
+        (self, Action::Rcpt(rcpt))
     }
 
     fn data(self) -> (State<T>, Action<T>) {
         match self {
             State::Rcpt { transaction, .. } => (State::Greeted, Action::Data(transaction)),
-            State::Mail { asked: 1.., .. } => (
-                self,
-                Action::reply(Reply::new(554, (5, 5, 1), "no valid recipients")),
-            ),
-            State::Connected | State::Greeted | State::Mail { .. } => {
+            State::Mail { asked: 1.., .. } => (self, Action::reply(no_recipients())),
+            State::Connected | State::Greeted | State::Mail { .. } | State::Chunks(_) => {
                 (self, Action::reply(bad_sequence()))
             }
         }
+    }
+
+    fn bdat(self, chunk: Chunk, extended: bool, options: &Options) -> (State<T>, Action<T>) {
+        let discard = |reply| Action::Discard {
+            chunk,
+            reply,
+            abandoned: None,
+        };
+        let mut content = match self {
+            State::Rcpt { transaction, .. } if extended => Chunked::new(transaction, options),
+            State::Chunks(content) => content,
+            State::Mail { asked: 1.., .. } if extended => return (self, discard(no_recipients())),
+            _ => return (self, discard(bad_sequence())),
+        };
+        content.chunks = content.chunks.saturating_add(1);
+        if content.chunks > options.chunks_max {
+            let abandoned = Some(content.transaction);
+            return (
+                State::Connected,
+                Action::refuse_and_close(too_many_errors(), abandoned),
+            );
+        }
+        let size = content.scanner.content_bytes().saturating_add(chunk.size);
+        if size > options.content_bytes_max {
+            let abandoned = Some(content.transaction);
+            let reply = too_big();
+            return (
+                State::Greeted,
+                Action::Discard {
+                    chunk,
+                    reply,
+                    abandoned,
+                },
+            );
+        }
+        (State::Greeted, Action::Chunk { chunk, content })
     }
 
     fn reset(self) -> (State<T>, Action<T>) {
@@ -232,14 +329,16 @@ impl<T> State<T> {
         )
     }
 
-    fn start_tls(self, security: Security) -> (State<T>, Action<T>) {
+    fn start_tls(self, security: Security, extended: bool) -> (State<T>, Action<T>) {
         match (&self, security) {
             (_, Security::Clear) => (self, Action::reply(Refusal::NotOffered.reply())),
             (_, Security::Tls) => (
                 self,
                 Action::reply(Reply::new(554, (5, 5, 1), "TLS already active")),
             ),
-            (State::Greeted, Security::Upgradable) => (State::Connected, Action::StartTls),
+            (State::Greeted, Security::Upgradable) if extended => {
+                (State::Connected, Action::StartTls)
+            }
             (_, Security::Upgradable) => (self, Action::reply(bad_sequence())),
         }
     }
@@ -248,6 +347,7 @@ impl<T> State<T> {
         match self {
             State::Connected | State::Greeted => None,
             State::Mail { transaction, .. } | State::Rcpt { transaction, .. } => Some(transaction),
+            State::Chunks(content) => Some(content.transaction),
         }
     }
 }
@@ -264,6 +364,8 @@ pub struct Misdeeds {
 pub struct Session<T> {
     state: State<T>,
     security: Security,
+    /// Greeted with EHLO, so that extensions may be used.
+    extended: bool,
     misdeeds: Misdeeds,
 }
 
@@ -273,6 +375,7 @@ impl<T> Session<T> {
         Session {
             state: State::Connected,
             security,
+            extended: false,
             misdeeds,
         }
     }
@@ -285,13 +388,20 @@ impl<T> Session<T> {
                 self.misdeeds.junk += 1
             }
             Command::Ehlo(_) | Command::Helo(_) if greeted => self.misdeeds.junk += 1,
+            Command::Bdat(Chunk {
+                size: 0,
+                last: false,
+            }) => self.misdeeds.junk += 1,
             _ => {}
         }
         if self.misdeeds.junk > options.junk_commands_max {
             return Action::refuse_and_close(too_many_errors(), self.take_transaction());
         }
         let state = std::mem::replace(&mut self.state, State::Connected);
-        let (state, action) = state.on_command(command, self.security, options);
+        let (state, action) = state.on_command(command, self.security, self.extended, options);
+        if let Action::Greet { client, .. } = &action {
+            self.extended = client.extended;
+        }
         self.state = state;
         action
     }
@@ -304,12 +414,26 @@ impl<T> Session<T> {
         Action::reply(refusal.reply())
     }
 
-    /// The backend has accepted MAIL.
-    pub fn began(&mut self, transaction: T) {
+    /// The backend has accepted MAIL, which said SMTPUTF8 or not.
+    pub fn began(&mut self, transaction: T, smtputf8: bool) {
         self.state = State::Mail {
             transaction,
+            smtputf8,
             asked: 0,
         };
+    }
+
+    /// A chunk has been received, and more must come.
+    pub fn continues(&mut self, content: Box<Chunked<T>>) {
+        self.state = State::Chunks(content);
+    }
+
+    /// How fast the chunks come, between two of them.
+    pub fn pace(&mut self) -> Option<&mut Pace> {
+        match &mut self.state {
+            State::Chunks(content) => Some(&mut content.pace),
+            _ => None,
+        }
     }
 
     /// The transaction open, if there is one.
@@ -317,27 +441,35 @@ impl<T> Session<T> {
         match &mut self.state {
             State::Connected | State::Greeted => None,
             State::Mail { transaction, .. } | State::Rcpt { transaction, .. } => Some(transaction),
+            State::Chunks(content) => Some(&mut content.transaction),
         }
     }
 
     /// The transaction has accepted a recipient.
     pub fn accepted(&mut self, path: ForwardPath) {
         match std::mem::replace(&mut self.state, State::Connected) {
-            State::Mail { transaction, asked } => {
+            State::Mail {
+                transaction,
+                smtputf8,
+                asked,
+            } => {
                 self.state = State::Rcpt {
                     transaction,
+                    smtputf8,
                     asked,
                     recipients: BTreeSet::from([path]),
                 };
             }
             State::Rcpt {
                 transaction,
+                smtputf8,
                 asked,
                 mut recipients,
             } => {
                 recipients.insert(path);
                 self.state = State::Rcpt {
                     transaction,
+                    smtputf8,
                     asked,
                     recipients,
                 };
@@ -401,6 +533,11 @@ pub fn bad_sequence() -> Reply {
     Reply::new(503, (5, 5, 1), "bad sequence of commands")
 }
 
+/// 554: nobody the mail is for.
+fn no_recipients() -> Reply {
+    Reply::new(554, (5, 5, 1), "no valid recipients")
+}
+
 /// 552: over [`Options::content_bytes_max`].
 pub fn too_big() -> Reply {
     Reply::new(552, (5, 3, 4), "message too big")
@@ -424,5 +561,9 @@ pub fn greeting_lines(extended: bool, security: Security, options: &Options) -> 
     }
     lines.push("ENHANCEDSTATUSCODES".to_owned());
     lines.push("8BITMIME".to_owned());
+    lines.push("SMTPUTF8".to_owned());
+    lines.push("CHUNKING".to_owned());
+    lines.push("DSN".to_owned());
+    lines.push(format!("LIMITS RCPTMAX={}", options.recipients_max));
     lines
 }

@@ -30,6 +30,8 @@ pub struct Wire<S> {
     stream: S,
     /// What has been read and not been taken yet.
     pub input: BytesMut,
+    /// The input has had room for a block since it was last shrunk.
+    grown: bool,
     lines: LineCutter,
     output: Vec<u8>,
     write_timeout: Duration,
@@ -41,6 +43,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire<S> {
         Wire {
             stream,
             input: BytesMut::new(),
+            grown: false,
             lines: LineCutter::default(),
             output: Vec::new(),
             write_timeout,
@@ -59,14 +62,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire<S> {
 
     /// Reads up to `bytes_max` more octets; none at the end of the stream.
     pub async fn fill(&mut self, bytes_max: usize) -> io::Result<usize> {
+        self.grown |= bytes_max > COMMAND_BYTES;
         self.input.reserve(bytes_max);
         let mut limited = (&mut self.input).limit(bytes_max);
         self.stream.read_buf(&mut limited).await
     }
 
-    /// Gives the buffer for blocks back between messages.
+    /// Gives the buffer for blocks back after a content. Costs no more than what filled it, however small the content.
     pub fn shrink(&mut self) {
-        self.input = BytesMut::from(&self.input[..]);
+        if std::mem::take(&mut self.grown) {
+            self.input = BytesMut::from(&self.input[..]);
+        }
     }
 
     /// True if the peer has sent something that has not been taken. An octet may be lost by asking, so the session must

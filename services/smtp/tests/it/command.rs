@@ -1,7 +1,8 @@
 //! The grammar of command lines.
 
 use hikyaku_mail::path::{ForwardPath, ReversePath};
-use hikyaku_smtp::command::{BodyType, Command, MailParameters, Refusal, parse};
+use hikyaku_smtp::command::{Chunk, Command, MailParameters, RcptParameters, Refusal, parse};
+use hikyaku_smtp::parameters::{BodyType, Return};
 
 fn refused(line: impl AsRef<[u8]>) -> Refusal {
     parse(line.as_ref()).expect_err(&String::from_utf8_lossy(line.as_ref()))
@@ -14,11 +15,15 @@ fn mail(line: &str) -> MailParameters {
     }
 }
 
-fn rcpt(line: &str) -> String {
+fn rcpt_parameters(line: &str) -> RcptParameters {
     match parse(line.as_bytes()) {
-        Ok(Command::Rcpt(path)) => path.to_string(),
+        Ok(Command::Rcpt(rcpt)) => rcpt,
         other => panic!("{line}: {other:?}"),
     }
+}
+
+fn rcpt(line: &str) -> String {
+    rcpt_parameters(line).forward_path.to_string()
 }
 
 #[test]
@@ -32,7 +37,7 @@ fn verbs() {
         ("QUIT", Command::Quit),
         ("StartTls", Command::StartTls),
         ("VRFY alice", Command::Vrfy),
-        ("VRFY \u{fc}", Command::Vrfy),
+        ("VRFY \u{fc} SMTPUTF8", Command::Vrfy),
         ("HELP", Command::Help),
     ] {
         assert_eq!(parse(line.as_bytes()), Ok(command), "{line:?}");
@@ -62,7 +67,10 @@ fn verbs() {
     ] {
         assert_eq!(refused(line), Refusal::NotOffered, "{line:?}");
     }
-    assert_eq!(refused("BDAT 10"), Refusal::Chunking);
+    // B-57
+    for line in [&b"VRFY \xc3\xbc"[..], b"VRFY \xfc SMTPUTF8"] {
+        assert_eq!(refused(line), Refusal::NotAscii, "{line:?}");
+    }
     assert_eq!(refused("GET / HTTP/1.1"), Refusal::Http);
     for line in [
         "DATA x",
@@ -161,8 +169,9 @@ fn mail_and_its_parameters() {
         assert_eq!(refused(line), Refusal::Argument, "{line:?}");
     }
     for line in [
-        "MAIL FROM:<a@b> RET=HDRS",
-        "MAIL FROM:<a@b> SMTPUTF8",
+        "MAIL FROM:<a@b> NOTIFY=NEVER",
+        "MAIL FROM:<a@b> MT-PRIORITY=3",
+        "MAIL FROM:<a@b> REQUIRETLS",
         "MAIL FROM:<a@b> BODY=BINARYMIME",
         "MAIL FROM:<a@b> AUTH=<>",
     ] {
@@ -176,8 +185,8 @@ fn mail_and_its_parameters() {
 fn rcpt_paths() {
     assert_eq!(rcpt("RCPT TO:<PostMaster>"), "<postmaster>");
     assert_eq!(
-        parse(b"RCPT TO:<postmaster>"),
-        Ok(Command::Rcpt(ForwardPath::Postmaster))
+        rcpt_parameters("RCPT TO:<postmaster>").forward_path,
+        ForwardPath::Postmaster
     );
     assert_eq!(rcpt("rcpt to: <u@LOCAL.example.>"), "<u@local.example>");
     assert_eq!(
@@ -213,10 +222,150 @@ fn rcpt_paths() {
             "{path:?}"
         );
     }
-    assert_eq!(refused("RCPT TO:<u@x> NOTIFY=NEVER"), Refusal::Parameter);
+    assert_eq!(refused("RCPT TO:<u@x> RET=FULL"), Refusal::Parameter);
     assert_eq!(refused("RCPT TO:<u@x> NOTIFY=\x01"), Refusal::Argument);
     assert_eq!(refused("RCPT TO:<u@x>NOTIFY=NEVER"), Refusal::Argument);
-    assert_eq!(refused("RCPT TO:<\u{ff20}@x>"), Refusal::NotAscii);
+}
+
+#[test]
+fn paths_outside_ascii() {
+    // B-66, B-67: whether RCPT may have them is the session's to know
+    let mail = mail("MAIL FROM:<ju\u{308}rgen@b\u{fc}cher.example> smtputf8 BODY=8BITMIME");
+    assert_eq!(
+        mail.reverse_path.as_str(),
+        "j\u{fc}rgen@xn--bcher-kva.example"
+    );
+    assert!(mail.smtputf8);
+    let rcpt = rcpt_parameters("RCPT TO:<u@b\u{fc}cher.example>");
+    assert_eq!(
+        (rcpt.forward_path.to_string().as_str(), rcpt.utf8),
+        ("<u@xn--bcher-kva.example>", true)
+    );
+    assert!(!rcpt_parameters("RCPT TO:<u@xn--bcher-kva.example>").utf8);
+    for line in [
+        &b"MAIL FROM:<\xc3\xbc@x.jp>"[..],
+        b"MAIL FROM:<\xff@x.jp> SMTPUTF8",
+        // overlong, surrogate, over U+10FFFF
+        b"MAIL FROM:<\xc0\xafu@x.jp> SMTPUTF8",
+        b"MAIL FROM:<\xed\xa0\x80u@x.jp> SMTPUTF8",
+        b"MAIL FROM:<\xf4\x90\x80\x80u@x.jp> SMTPUTF8",
+        b"RCPT TO:<\xc0\xafu@x.jp>",
+    ] {
+        assert_eq!(refused(line), Refusal::NotAscii, "{line:?}");
+    }
+    for line in [
+        "MAIL FROM:<a\u{200d}b@x.jp> SMTPUTF8",
+        "MAIL FROM:<\u{fc}@a\u{ff20}b.jp> SMTPUTF8",
+    ] {
+        assert_eq!(refused(line), Refusal::ReversePath, "{line:?}");
+    }
+    for line in [
+        "MAIL FROM:<a@b> SMTPUTF8=1",
+        "MAIL FROM:<a@b> SMTPUTF8 SMTPUTF8",
+        "MAIL FROM:<a@b> SMTPUTF8 ENVID=\u{fc}",
+    ] {
+        assert_eq!(refused(line), Refusal::Argument, "{line:?}");
+    }
+    // B-100
+    for path in ["u@xn--abc-.jp", "u@xn--a.jp", "u@xn--\u{fc}.jp"] {
+        assert_eq!(
+            refused(format!("RCPT TO:<{path}>")),
+            Refusal::ForwardPath,
+            "{path:?}"
+        );
+    }
+}
+
+#[test]
+fn chunks() {
+    let chunk = |size, last| Ok(Command::Bdat(Chunk { size, last }));
+    assert_eq!(parse(b"BDAT 10"), chunk(10, false));
+    assert_eq!(parse(b"bdat 0 last "), chunk(0, true));
+    assert_eq!(parse(b"BDAT 18446744073709551615"), chunk(u64::MAX, false));
+    // B-59
+    for line in [
+        "BDAT",
+        "BDAT ",
+        "BDAT LAST",
+        "BDAT -1",
+        "BDAT +1",
+        "BDAT 0x10",
+        "BDAT 99999999999999999999",
+        "BDAT 10 LAST x",
+        "BDAT 10 x",
+        "BDAT \u{661}",
+        &format!("BDAT {}10", " ".repeat(600)),
+    ] {
+        assert_eq!(refused(line), Refusal::Chunk, "{line:?}");
+        assert!(refused(line).closes());
+    }
+}
+
+#[test]
+fn what_the_sender_wants_to_hear() {
+    let all = mail("MAIL FROM:<a@b> RET=hdrs ENVID=QQ+2B314159+20x");
+    assert_eq!(
+        (all.ret, all.envelope_id.as_deref()),
+        (Some(Return::Headers), Some("QQ+314159 x"))
+    );
+    for (value, notify) in [
+        ("never", "NEVER"),
+        ("FAILURE", "FAILURE"),
+        ("delay,success", "SUCCESS,DELAY"),
+        ("SUCCESS,FAILURE,DELAY", "SUCCESS,FAILURE,DELAY"),
+    ] {
+        let rcpt = rcpt_parameters(&format!("RCPT TO:<a@b> NOTIFY={value}"));
+        assert_eq!(rcpt.notify.unwrap().to_string(), notify);
+    }
+    for (value, original) in [
+        ("rfc822;Bob@Example.COM", "rfc822;Bob@Example.COM"),
+        ("RFC822;a+2Bb+40c", "rfc822;a+b@c"),
+        ("utf-8;\\x{FC}@x", "utf-8;\\x{FC}@x"),
+        ("utf-8;\u{fc}+20@x", "utf-8;\\x{FC} @x"),
+    ] {
+        let rcpt = rcpt_parameters(&format!("RCPT TO:<a@b> ORCPT={value}"));
+        assert_eq!(rcpt.original_recipient.as_deref(), Some(original));
+    }
+    // B-74, B-75
+    let (long_id, long_original) = (
+        format!("ENVID={}", "x".repeat(101)),
+        format!("ORCPT=rfc822;{}", "x".repeat(494)),
+    );
+    for parameter in [
+        "RET=XX",
+        "RET",
+        "RET=FULL RET=FULL",
+        "ENVID=+00",
+        "ENVID=a+0D+0Ab",
+        "ENVID=+4",
+        "ENVID=+zz",
+        "ENVID=+2b",
+        "ENVID=+E3+81+82",
+        "ENVID=",
+        &long_id,
+    ] {
+        let line = format!("MAIL FROM:<a@b> {parameter}");
+        assert_eq!(refused(&line), Refusal::Argument, "{line:?}");
+    }
+    for parameter in [
+        "NOTIFY=NEVER,FAILURE",
+        "NOTIFY=FAILURE,FAILURE",
+        "NOTIFY=FAILURE,",
+        "NOTIFY=ALWAYS",
+        "NOTIFY",
+        "NOTIFY=NEVER NOTIFY=NEVER",
+        "ORCPT=rfc822",
+        "ORCPT=;a@b",
+        "ORCPT=rfc822;",
+        "ORCPT=rfc822;a+0D+0Ab",
+        "ORCPT=rfc822;a+00",
+        "ORCPT=r c;a",
+        "ORCPT=rfc822;\u{fc}",
+        &long_original,
+    ] {
+        let line = format!("RCPT TO:<a@b> {parameter}");
+        assert_eq!(refused(&line), Refusal::Argument, "{line:?}");
+    }
 }
 
 #[test]
@@ -230,7 +379,10 @@ fn lengths() {
         Refusal::TooLong
     );
     let filled = |length: usize| format!("MAIL FROM:<a@b> {:>1$}", "SIZE=1", length - 2 - 16);
-    assert_eq!(filled(555).len(), 553);
-    assert_eq!(mail(&filled(555)).size, Some(1));
-    assert_eq!(refused(filled(556)), Refusal::TooLong);
+    assert_eq!(filled(672).len(), 670);
+    assert_eq!(mail(&filled(672)).size, Some(1));
+    assert_eq!(refused(filled(673)), Refusal::TooLong);
+    let filled = |length: usize| format!("RCPT TO:<a@b>{}", " ".repeat(length - 2 - 13));
+    assert_eq!(rcpt(&filled(1012)), "<a@b>");
+    assert_eq!(refused(filled(1013)), Refusal::TooLong);
 }

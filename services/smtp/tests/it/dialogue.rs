@@ -19,7 +19,11 @@ async fn one_mail() {
             "PIPELINING",
             "SIZE 52428800",
             "ENHANCEDSTATUSCODES",
-            "8BITMIME"
+            "8BITMIME",
+            "SMTPUTF8",
+            "CHUNKING",
+            "DSN",
+            "LIMITS RCPTMAX=1000"
         ]
     );
     client
@@ -192,14 +196,18 @@ async fn refused_commands_say_why() {
         ("MAIL FROM:<a@example.com> SIZE=60000000", "552 5.3.4"),
         ("MAIL FROM:<a@example.com> SIZE=abc", "501 5.5.4"),
         ("MAIL FROM:<a@example.com> SIZE=1 SIZE=1", "501 5.5.4"),
-        ("MAIL FROM:<a@example.com> RET=FULL", "555 5.5.4"),
+        ("MAIL FROM:<a@example.com> RET=XX", "501 5.5.4"),
+        ("MAIL FROM:<a@example.com> ENVID=+0D+0A", "501 5.5.4"),
+        ("MAIL FROM:<a@example.com> REQUIRETLS", "555 5.5.4"),
         ("MAIL FROM:<a@example.com> BODY=BINARYMIME", "555 5.5.4"),
         ("MAIL FROM:<a@example.com> SIZE=52428800", "250 2.1.0"),
         ("RCPT TO:<\"u@ext.example\">", "501 5.1.3"),
         ("RCPT TO:<u@ext.example@local.example>", "501 5.1.3"),
         ("RCPT TO:<u@local.example\0.ext>", "501 5.1.3"),
         ("RCPT TO:<\u{fc}@example.jp>", "553 5.6.7"),
-        ("RCPT TO:<a@example.jp> NOTIFY=NEVER", "555 5.5.4"),
+        ("RCPT TO:<a@example.jp> NOTIFY=NEVER,DELAY", "501 5.5.4"),
+        // B-57
+        ("VRFY \u{fc}", "553 5.6.7"),
         ("DATA now", "501 5.5.4"),
         ("HELP", "214 2.0.0"),
         ("RCPT TO:<u@example.jp>", "250 2.1.5"),

@@ -159,7 +159,9 @@ async fn other_protocols_are_shown_the_door() {
     for (opening, expected) in [
         ("GET / HTTP/1.1\r\nHost: x\r\n\r\n", "521 5.5.1"),
         ("CONNECT x:25 HTTP/1.0\r\n\r\n", "521 5.5.1"),
-        ("BDAT 10 LAST\r\n0123456789", "502 5.5.1"),
+        // B-59
+        ("BDAT 10 LAST x\r\n0123456789", "501 5.5.4"),
+        ("BDAT -1\r\nDATA\r\n", "501 5.5.4"),
     ] {
         let rig = Rig::new();
         let mut client = rig.connect();

@@ -8,10 +8,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use hikyaku_mail::path::ForwardPath;
 use hikyaku_mail::reply::{Rejection, Reply};
 use hikyaku_smtp::backend::{Abort, Backend, End, Peer, Phase, Transaction};
-use hikyaku_smtp::command::MailParameters;
+use hikyaku_smtp::command::{MailParameters, RcptParameters};
 use hikyaku_smtp::options::Options;
 use hikyaku_smtp::server::{Tls, serve_connection};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
@@ -30,6 +29,10 @@ pub struct Stored {
     pub content: Vec<u8>,
     pub client: String,
     pub protocol: &'static str,
+    /// SMTPUTF8, RET and ENVID as they came.
+    pub parameters: String,
+    /// NOTIFY and ORCPT of each recipient.
+    pub reports: Vec<String>,
 }
 
 #[derive(Debug, Default)]
@@ -111,7 +114,14 @@ impl Backend for Edge {
             recipients: Vec::new(),
             content: Vec::new(),
             client: peer.client.as_ref().unwrap().name.to_string(),
-            protocol: peer.protocol(),
+            protocol: peer.protocol(mail.smtputf8),
+            parameters: format!(
+                "{} {} {}",
+                mail.smtputf8,
+                mail.ret.map(|ret| ret.as_str()).unwrap_or_default(),
+                mail.envelope_id.as_deref().unwrap_or_default()
+            ),
+            reports: Vec::new(),
         };
         Ok(Mail {
             edge: self.clone(),
@@ -141,9 +151,9 @@ impl Backend for Edge {
 }
 
 impl Transaction for Mail {
-    async fn rcpt(&mut self, path: &ForwardPath) -> Result<Reply, Rejection> {
+    async fn rcpt(&mut self, rcpt: &RcptParameters) -> Result<Reply, Rejection> {
         self.edge.0.lock().unwrap().asked += 1;
-        let path = path.to_string();
+        let path = rcpt.forward_path.to_string();
         if path.starts_with("<bad@") {
             return Err(Reply::new(550, (5, 1, 1), "no such mailbox").into());
         }
@@ -156,6 +166,13 @@ impl Transaction for Mail {
             }
         }
         self.stored.recipients.push(path);
+        let notify = rcpt.notify.map(|notify| notify.to_string());
+        let original = rcpt.original_recipient.as_deref();
+        self.stored.reports.push(format!(
+            "{} {}",
+            notify.unwrap_or_default(),
+            original.unwrap_or_default()
+        ));
         Ok(Reply::new(250, (2, 1, 5), "recipient OK"))
     }
 
