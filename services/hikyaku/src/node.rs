@@ -53,6 +53,7 @@ use crate::config::Config;
 use crate::lock::DirectoryLock;
 use crate::operator::SOCKET;
 use crate::shards::Shards;
+use crate::sweep::Sweep;
 use crate::users;
 
 /// Octets that one inline body needs over gRPC, and room to spare.
@@ -229,7 +230,7 @@ impl Starting<'_> {
                 ambient.clone(),
                 MailboxesOptions::default(),
             ),
-            blobs,
+            blobs: blobs.clone(),
         });
         let mut listeners = self.listen_smtp(edge, tls.as_ref()).await?;
         listeners.extend(self.listen_pop3(deps, tls).await?);
@@ -240,6 +241,14 @@ impl Starting<'_> {
             queue,
             listeners.clone(),
         )?;
+        Sweep {
+            blobs: blobs.clone(),
+            incoming: shards.incoming.clone(),
+            mailboxes: services.mailboxes.clone(),
+            interval: config.blobs.sweep_interval.0,
+            keep_unnamed: config.blobs.keep_unnamed.0,
+        }
+        .start(tasks);
         users::watch(
             tasks,
             ambient.clone(),
