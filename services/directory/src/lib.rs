@@ -22,7 +22,10 @@
 //! * [`explain`]: what happens to an address, step by step
 //! * [`contract`]: the tests every directory runs
 
-#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)
+)]
 
 use std::fmt;
 use std::sync::Arc;

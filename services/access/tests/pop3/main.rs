@@ -13,6 +13,7 @@ mod content;
 mod dialogues;
 mod ends;
 mod logins;
+mod measure;
 mod support;
 mod throttle;
 mod tls;

@@ -290,7 +290,8 @@ impl Directory for Staff {
     }
 }
 
-struct Counter(AtomicU64);
+#[derive(Default)]
+pub struct Counter(AtomicU64);
 
 impl Ambient for Counter {
     fn now_ms(&self) -> u64 {

@@ -7,6 +7,7 @@ mod explain;
 mod last_good;
 mod reload;
 mod scale;
+mod timing;
 
 use hikyaku_directory::finding::Finding;
 use hikyaku_directory::ldif_directory::LdifDirectory;
