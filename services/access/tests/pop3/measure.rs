@@ -1,4 +1,4 @@
-//! Figures, not tests: `cargo test -p hikyaku-access --release -- --ignored --nocapture measure_logins`, and so on.
+//! Logins over real sockets. Mostly figures, not tests: `cargo test -p hikyaku-access --release -- --ignored --nocapture measure_logins`, and so on.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ const LOGINS: usize = 10_000;
 const IDLE: usize = 2_000;
 
 /// `alice` with {SSHA256}, `argon` with {ARGON2}; both have the password "pw".
-fn directory() -> Arc<LdifDirectory> {
+fn directory() -> LdifDirectory {
     let mut text =
         "dn: dc=example\nobjectClass: domainRelatedObject\nassociatedDomain: example.jp\n\n"
             .to_owned();
@@ -40,8 +40,7 @@ fn directory() -> Arc<LdifDirectory> {
         ));
     }
     let settings = Settings::new(&["mbox1"], "example.jp");
-    let directory = LdifDirectory::load(text.as_bytes(), settings, PoolLimits::default()).unwrap();
-    Arc::new(directory.with_recent_logins([5; 32]))
+    LdifDirectory::load(text.as_bytes(), settings, PoolLimits::default()).unwrap()
 }
 
 /// A listener on loopback that serves alice's two mails.
@@ -55,7 +54,7 @@ async fn listen() -> std::net::SocketAddr {
         MailboxesOptions::default(),
     );
     let deps = Arc::new(Pop3Deps {
-        directory: directory(),
+        directory: Arc::new(directory()),
         throttle: Arc::new(Throttle::new(ThrottleLimits::default(), [9; 32])),
         mailboxes,
         blobs: site.blobs.clone(),
@@ -110,10 +109,41 @@ fn resident_kib() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
+async fn log_in(address: std::net::SocketAddr, login: &str) {
+    let mut stream = connect(address).await;
+    say(&mut stream, &format!("USER {login}\r\n")).await;
+    say(&mut stream, "PASS pw\r\n").await;
+    say(&mut stream, "QUIT\r\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_flood_of_costly_logins_keeps_no_cheap_one_waiting() {
+    let address = listen().await;
+    let begun = Instant::now();
+    let flood: Vec<_> = (0..20)
+        .map(|_| tokio::spawn(log_in(address, "argon")))
+        .collect();
+    let bystander = tokio::spawn(async move {
+        let mut sessions = 0;
+        while !flood.iter().all(tokio::task::JoinHandle::is_finished) {
+            log_in(address, "alice").await;
+            sessions += 1;
+        }
+        for login in flood {
+            login.await.unwrap();
+        }
+        sessions
+    });
+    let sessions = bystander.await.unwrap();
+    let took = begun.elapsed();
+    // did they wait for a thread of the pool, or were the costly ones hashed on this one, there would be one for each at most
+    assert!(sessions > 40, "{sessions} sessions in {took:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a figure"]
 async fn measure_logins() {
-    let directory = directory();
+    let directory = directory().with_recent_logins([5; 32]);
     for (login, count) in [("alice", LOGINS * 10), ("argon", 1), ("argon", LOGINS)] {
         let begun = Instant::now();
         for _ in 0..count {
@@ -130,10 +160,7 @@ async fn measure_logins() {
     let sessions = (0..4).map(|_| {
         tokio::spawn(async move {
             for _ in 0..LOGINS / 4 {
-                let mut stream = connect(address).await;
-                say(&mut stream, "USER alice\r\n").await;
-                say(&mut stream, "PASS pw\r\n").await;
-                say(&mut stream, "QUIT\r\n").await;
+                log_in(address, "alice").await;
             }
         })
     });
