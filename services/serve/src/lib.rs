@@ -1,10 +1,21 @@
-//! Running a server: tasks that drain, listeners, TLS material.
+//! Running a server: tasks that drain, listeners, TLS material, what is counted and traced.
 //!
 //! # Layout
 //! * [`tasks`]: every task a node runs, so that it can drain or die as a whole
 //! * [`listen`]: accept loops with limits
 //! * [`tls`]: certificates from files
+//! * [`validity`]: from when to when a certificate is valid
+//! * [`metrics`]: counters and histograms
+//! * [`trace`]: spans that belong to a mail's trace
+
+#![cfg_attr(
+    test,
+    allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)
+)]
 
 pub mod listen;
+pub mod metrics;
 pub mod tasks;
 pub mod tls;
+pub mod trace;
+pub mod validity;

@@ -1,18 +1,21 @@
-//! Accept loops: a limit on connections in all and per source, a pause when the system is out of descriptors.
+//! Accept loops: a limit on connections in all and per source, which may change while they run; a pause when the system is out
+//! of descriptors.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 
+use crate::metrics;
 use crate::tasks::Tasks;
 
-/// How many connections one listener holds.
-#[derive(Clone, Copy, Debug)]
+/// How many connections the listeners of one service hold together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenLimits {
     /// Connections at once; the next ones wait in the system's backlog.
     pub connections_max: usize,
@@ -20,25 +23,106 @@ pub struct ListenLimits {
     pub connections_per_source_max: usize,
 }
 
+/// Counts the connections of one service and holds them to limits that may change. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Gate(Arc<GateState>);
+
+#[derive(Debug)]
+struct GateState {
+    counts: Mutex<Counts>,
+    /// A place has become free, or there are more.
+    room: Notify,
+}
+
+#[derive(Debug)]
+struct Counts {
+    limits: ListenLimits,
+    open: usize,
+    sources: BTreeMap<IpAddr, usize>,
+}
+
+impl From<ListenLimits> for Gate {
+    fn from(limits: ListenLimits) -> Gate {
+        Gate(Arc::new(GateState {
+            counts: Mutex::new(Counts {
+                limits,
+                open: 0,
+                sources: BTreeMap::new(),
+            }),
+            room: Notify::new(),
+        }))
+    }
+}
+
+impl Gate {
+    /// Holds new connections to `limits`; those that are there stay.
+    pub fn set_limits(&self, limits: ListenLimits) {
+        self.counts().limits = limits;
+        self.0.room.notify_waiters();
+    }
+
+    /// Connections there are.
+    pub fn open(&self) -> usize {
+        self.counts().open
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.0.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there is room for one more.
+    async fn room(&self) {
+        loop {
+            let mut freed = pin!(self.0.room.notified());
+            freed.as_mut().enable();
+            {
+                let counts = self.counts();
+                if counts.open < counts.limits.connections_max {
+                    return;
+                }
+            }
+            freed.await;
+        }
+    }
+
+    fn admit(&self, source: IpAddr) -> Option<Admission> {
+        // all addresses of one IPv4 host over a socket for both are one source
+        let source = source.to_canonical();
+        let mut counts = self.counts();
+        let max = counts.limits.connections_per_source_max;
+        let count = counts.sources.entry(source).or_insert(0);
+        if *count >= max {
+            return None;
+        }
+        *count += 1;
+        counts.open += 1;
+        drop(counts);
+        Some(Admission {
+            gate: self.clone(),
+            source,
+        })
+    }
+}
+
 /// One accepted connection and its place under the limits, given back when dropped.
 #[derive(Debug)]
 pub struct Admission {
-    _permit: OwnedSemaphorePermit,
+    gate: Gate,
     source: IpAddr,
-    sources: Sources,
 }
-
-type Sources = Arc<Mutex<BTreeMap<IpAddr, usize>>>;
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = sources.get_mut(&self.source) {
+        let mut counts = self.gate.counts();
+        counts.open = counts.open.saturating_sub(1);
+        if let Some(count) = counts.sources.get_mut(&self.source) {
             *count -= 1;
             if *count == 0 {
-                sources.remove(&self.source);
+                counts.sources.remove(&self.source);
             }
         }
+        drop(counts);
+        self.gate.0.room.notify_waiters();
     }
 }
 
@@ -49,7 +133,7 @@ pub fn accept_loop<S, F>(
     tasks: &Tasks,
     name: &'static str,
     listener: TcpListener,
-    limits: ListenLimits,
+    limits: impl Into<Gate>,
     serve: S,
 ) where
     S: Fn(TcpStream, SocketAddr) -> F + Send + Sync + 'static,
@@ -57,20 +141,19 @@ pub fn accept_loop<S, F>(
 {
     let connection_tasks = tasks.clone();
     let draining = tasks.draining();
-    let permits = Arc::new(Semaphore::new(limits.connections_max));
-    let sources: Sources = Arc::default();
+    let (taken, refused) = labels(name);
+    let gate = limits.into();
     tasks.spawn(name, async move {
         loop {
             let next = async {
-                let permit = permits.clone().acquire_owned().await;
-                (permit, listener.accept().await)
+                gate.room().await;
+                listener.accept().await
             };
-            let (permit, accepted) = tokio::select! {
+            let accepted = tokio::select! {
                 biased;
                 () = draining.cancelled() => return,
                 next = next => next,
             };
-            let Ok(permit) = permit else { return };
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
@@ -80,10 +163,12 @@ pub fn accept_loop<S, F>(
                     continue;
                 }
             };
-            let Some(admission) = admit(&sources, peer.ip(), permit, limits.connections_per_source_max) else {
+            let Some(admission) = gate.admit(peer.ip()) else {
+                metrics::CONNECTIONS.count(refused);
                 tracing::info!(listener = name, %peer, "closed: too many connections from this address");
                 continue;
             };
+            metrics::CONNECTIONS.count(taken);
             let _ = stream.set_nodelay(true);
             let session = serve(stream, peer);
             connection_tasks.spawn(name, async move {
@@ -94,21 +179,65 @@ pub fn accept_loop<S, F>(
     });
 }
 
-fn admit(
-    sources: &Sources,
-    source: IpAddr,
-    permit: OwnedSemaphorePermit,
-    max: usize,
-) -> Option<Admission> {
-    let mut counts = sources.lock().unwrap_or_else(PoisonError::into_inner);
-    let count = counts.entry(source).or_insert(0);
-    if *count >= max {
-        return None;
+/// The label sets that connections of the listener `name` are counted under.
+fn labels(name: &str) -> (&'static str, &'static str) {
+    match name {
+        "smtp" | "smtps" | "submission" | "lmtp" => (
+            r#"service="smtp",result="taken""#,
+            r#"service="smtp",result="refused""#,
+        ),
+        "pop3" | "pop3s" => (
+            r#"service="pop3",result="taken""#,
+            r#"service="pop3",result="refused""#,
+        ),
+        "metrics" => (
+            r#"service="metrics",result="taken""#,
+            r#"service="metrics",result="refused""#,
+        ),
+        _ => ("", ""),
     }
-    *count += 1;
-    Some(Admission {
-        _permit: permit,
-        source,
-        sources: sources.clone(),
-    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Gate, ListenLimits};
+    use std::net::IpAddr;
+    use std::time::Duration;
+
+    #[tokio::test(start_paused = true)]
+    async fn limits_change_for_those_who_come_next() {
+        let limits = |connections_max, connections_per_source_max| ListenLimits {
+            connections_max,
+            connections_per_source_max,
+        };
+        let gate = Gate::from(limits(2, 1));
+        let (one, two): (IpAddr, IpAddr) =
+            ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+        let first = gate.admit(one).unwrap();
+        assert!(gate.admit(one).is_none(), "one address, one connection");
+        assert!(gate.admit("::ffff:192.0.2.1".parse().unwrap()).is_none());
+        let second = gate.admit(two).unwrap();
+        let patience = Duration::from_secs(1);
+        assert!(
+            tokio::time::timeout(patience, gate.room()).await.is_err(),
+            "two are all there may be"
+        );
+        gate.set_limits(limits(3, 2));
+        tokio::time::timeout(patience, gate.room()).await.unwrap();
+        let third = gate.admit(one).unwrap();
+        gate.set_limits(limits(1, 1));
+        assert_eq!(gate.open(), 3, "those who are there stay");
+        drop((first, second));
+        assert!(tokio::time::timeout(patience, gate.room()).await.is_err());
+        let waiting = tokio::spawn({
+            let gate = gate.clone();
+            async move { gate.room().await }
+        });
+        tokio::task::yield_now().await;
+        drop(third);
+        tokio::time::timeout(patience, waiting)
+            .await
+            .unwrap()
+            .unwrap();
+    }
 }
