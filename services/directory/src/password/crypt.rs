@@ -25,6 +25,9 @@ const SHA_ROUNDS_MIN: u32 = 1000;
 const SHA_SALT_BYTES_MAX: usize = 16;
 /// Memory of one yescrypt verification, octets; the default is 16 MiB.
 const YESCRYPT_BYTES_MAX: u64 = 256 << 20;
+/// crypt(3) goes no lower: 1 MiB.
+const YESCRYPT_N_MIN: u64 = 1024;
+const YESCRYPT_R_MIN: u32 = 8;
 /// 32 octets in crypt's base64.
 const YESCRYPT_HASH_CHARS: usize = 43;
 const YESCRYPT_SALT_CHARS_MAX: usize = 86;
@@ -162,6 +165,9 @@ fn parse_yescrypt<'a>(
         return Err(Unusable::Malformed);
     }
     let params: yescrypt::Params = params.parse().map_err(|_| Unusable::Malformed)?;
+    if params.n() < YESCRYPT_N_MIN || params.r() < YESCRYPT_R_MIN {
+        return Err(Unusable::Malformed);
+    }
     // crypt(3) makes no others: one lane, no extra time, the usual mode
     let usual = yescrypt::Params::new(Mode::default(), params.n(), params.r(), 1)
         .map_err(|_| Unusable::Malformed)?;
@@ -346,6 +352,10 @@ mod tests {
                 format!("$y$zzzzzzzzzz$abcdefgh${hash43}"),
                 Unusable::Malformed,
             ),
+            // too little to be anybody's
+            (format!("$y$j65$abcdefgh${hash43}"), Unusable::Malformed),
+            (format!("$y$j74$abcdefgh${hash43}"), Unusable::Malformed),
+            (format!("$y$j..$abcdefgh${hash43}"), Unusable::Malformed),
             // 512 MiB
             (format!("$y$jET$abcdefgh${hash43}"), Unusable::TooCostly),
             // two lanes
