@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::finding::{Finding, Severity};
-use crate::ldif_directory::{LdifDirectory, Loss, Reload};
+use crate::ldif_directory::{LdifDirectory, Loss, Prepared, Reload};
 use crate::password::PoolLimits;
 use crate::settings::Settings;
 
@@ -23,6 +23,19 @@ pub struct DirectoryFile {
     last_good: PathBuf,
     /// One reading at a time: the copy must be of the file that answers.
     alarm: Mutex<Option<String>>,
+}
+
+/// The file, read with settings of its own and not answering yet.
+pub struct PreparedFile {
+    prepared: Prepared,
+    input: Vec<u8>,
+}
+
+impl PreparedFile {
+    /// What is wrong with single entries.
+    pub fn findings(&self) -> &[Finding] {
+        self.prepared.findings()
+    }
 }
 
 /// Why there is nothing to start from.
@@ -105,6 +118,26 @@ impl DirectoryFile {
         self.take(fs::read(&self.path), Loss::Accepted)
     }
 
+    /// Reads the file with other settings; nothing changes before [`DirectoryFile::adopt`].
+    ///
+    /// # Errors
+    /// Why it cannot be used with them.
+    pub fn prepare(&self, settings: Settings) -> Result<PreparedFile, String> {
+        let name = self.path.display();
+        let input = fs::read(&self.path).map_err(|error| format!("{name}: {error}"))?;
+        match self.directory.prepare(&input, settings, Loss::Few) {
+            Ok(prepared) => Ok(PreparedFile { prepared, input }),
+            Err(refused) => Err(why(&self.path, &refused)),
+        }
+    }
+
+    /// From now on `file` answers.
+    pub fn adopt(&self, file: PreparedFile) {
+        let mut alarm = self.alarm.lock().unwrap_or_else(PoisonError::into_inner);
+        self.directory.adopt(file.prepared);
+        *alarm = self.keep(&file.input);
+    }
+
     /// What an operator must look at; `None` when the file itself answers and its copy is kept.
     pub fn alarm(&self) -> Option<String> {
         self.alarm
@@ -126,20 +159,7 @@ impl DirectoryFile {
         let reload = self.directory.reload(&input, loss);
         *alarm = match &reload {
             Reload::Replaced { .. } => self.keep(&input),
-            Reload::Refused { findings } => {
-                let error = findings
-                    .iter()
-                    .find(|finding| finding.severity == Severity::Error);
-                let why = error
-                    .map(|finding| format!(" ({finding})"))
-                    .unwrap_or_default();
-                Some(format!(
-                    "{file}: cannot be used{why}; the last good directory answers"
-                ))
-            }
-            Reload::TooMuchLost { lost, of } => Some(format!(
-                "{file}: has lost {lost} of {of} entries; the last good directory answers until `hikyaku directory accept`"
-            )),
+            refused => Some(why(&self.path, refused)),
         };
         Ok(reload)
     }
@@ -155,6 +175,26 @@ impl DirectoryFile {
             "{}: {error}; a restart would not have the last good directory",
             self.last_good.display()
         ))
+    }
+}
+
+/// What an operator hears of a file that was not taken.
+fn why(path: &Path, reload: &Reload) -> String {
+    let file = path.display();
+    match reload {
+        Reload::Replaced { .. } => format!("{file}: read again"),
+        Reload::Refused { findings } => {
+            let error = findings
+                .iter()
+                .find(|finding| finding.severity == Severity::Error);
+            let why = error
+                .map(|finding| format!(" ({finding})"))
+                .unwrap_or_default();
+            format!("{file}: cannot be used{why}; the last good directory answers")
+        }
+        Reload::TooMuchLost { lost, of } => format!(
+            "{file}: has lost {lost} of {of} entries; the last good directory answers until `hikyaku directory accept`"
+        ),
     }
 }
 

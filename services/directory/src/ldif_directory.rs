@@ -26,8 +26,21 @@ const LOSS_DIVISOR: usize = 10;
 /// See the module.
 pub struct LdifDirectory {
     table: ArcSwap<Table>,
-    settings: Settings,
+    settings: ArcSwap<Settings>,
     pool: Pool,
+}
+
+/// A file read with settings of its own: it answers when it is [adopted](LdifDirectory::adopt).
+pub struct Prepared {
+    table: Table,
+    settings: Settings,
+}
+
+impl Prepared {
+    /// What is wrong with single entries.
+    pub fn findings(&self) -> &[Finding] {
+        self.table.findings()
+    }
 }
 
 /// Whether a reload may lose entries.
@@ -73,7 +86,7 @@ impl LdifDirectory {
         let table = load(input, &settings)?;
         Ok(LdifDirectory {
             table: ArcSwap::from_pointee(table),
-            settings,
+            settings: ArcSwap::from_pointee(settings),
             pool: Pool::new(pool),
         })
     }
@@ -95,18 +108,39 @@ impl LdifDirectory {
     /// Replaces everything by the directory in `input`, or nothing. Takes as long as the file is big: call it from a blocking
     /// thread.
     pub fn reload(&self, input: &[u8], loss: Loss) -> Reload {
-        let next = match load(input, &self.settings) {
-            Ok(next) => next,
-            Err(findings) => return Reload::Refused { findings },
-        };
-        let last = self.table.load_full();
-        let (lost, of) = (last.lost_in(&next), last.len());
-        if loss == Loss::Few && lost > of / LOSS_DIVISOR {
-            return Reload::TooMuchLost { lost, of };
+        let settings = Settings::clone(&self.settings.load());
+        match self.prepare(input, settings, loss) {
+            Ok(prepared) => {
+                let (entries, findings) =
+                    (prepared.table.len(), prepared.table.findings().to_vec());
+                self.adopt(prepared);
+                Reload::Replaced { entries, findings }
+            }
+            Err(refused) => refused,
         }
-        let (entries, findings) = (next.len(), next.findings().to_vec());
-        self.table.store(Arc::new(next));
-        Reload::Replaced { entries, findings }
+    }
+
+    /// Reads `input` with `settings`, which may be others than until now, and changes nothing yet. An error is
+    /// [`Reload::Refused`] or [`Reload::TooMuchLost`]. Takes as long as [`LdifDirectory::reload`].
+    pub fn prepare(
+        &self,
+        input: &[u8],
+        settings: Settings,
+        loss: Loss,
+    ) -> Result<Prepared, Reload> {
+        let table = load(input, &settings).map_err(|findings| Reload::Refused { findings })?;
+        let last = self.table.load_full();
+        let (lost, of) = (last.lost_in(&table), last.len());
+        if loss == Loss::Few && lost > of / LOSS_DIVISOR {
+            return Err(Reload::TooMuchLost { lost, of });
+        }
+        Ok(Prepared { table, settings })
+    }
+
+    /// From now on this answers.
+    pub fn adopt(&self, prepared: Prepared) {
+        self.settings.store(Arc::new(prepared.settings));
+        self.table.store(Arc::new(prepared.table));
     }
 
     async fn log_in(&self, login: &str, password: &[u8]) -> Result<Account, LoginError> {
