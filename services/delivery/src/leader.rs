@@ -165,7 +165,7 @@ impl Dispatcher {
             } else if self.lanes().running() == 0 {
                 return;
             }
-            let look_at = self.look_at();
+            let look_at = self.look_at(draining);
             tokio::select! {
                 biased;
                 _ = reports.recv_many(&mut batch, ENDED_MAX) => {
@@ -316,8 +316,16 @@ impl Dispatcher {
     }
 
     /// When to look again if nothing happens.
-    fn look_at(&self) -> Instant {
+    fn look_at(&self, draining: bool) -> Instant {
         let now = Instant::now();
+        let options = &self.context.options;
+        // where nothing may start, the end of a job is waited for: a time that has come would be looked at for ever
+        if draining
+            || self.lanes().running() >= options.in_flight_max
+            || self.bytes >= options.in_flight_bytes_max
+        {
+            return now + LOOK_INTERVAL;
+        }
         let next_due_ms = self
             .context
             .shard
