@@ -1,0 +1,15 @@
+//! The real binary, seen from outside.
+//!
+//! # Layout
+//! * [`dialogues`]: SMTP and POP3, line by line
+//! * [`demo`]: the README's command, the operator's commands, backup and restore
+//! * [`clients`]: real mail clients, with and without TLS
+//! * [`trouble`]: wrong configurations, a second process, a damaged log, a full disk
+//! * [`bounded`]: a held message, an idle mailbox and much traffic; no delivery for a while
+//! * [`kills`]: SIGKILL at random and at every commit point
+//! * [`power_loss`]: images of what a power cut could have left
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod kills;
+mod power_loss;
