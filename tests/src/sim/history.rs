@@ -1,0 +1,421 @@
+//! Everything that was ever durable, and what it means: a second, undisturbed application of every record from the first one
+//! on. It says what each replica's state must be at each position, what became of every recipient, and which mail got which
+//! UID. What holds at every position (PROTOCOLS 2.9 and 3.4) is checked as the records come.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use hikyaku_engine::memory::{MemoryDisk, MemoryEngine};
+use hikyaku_home::machine::HomeMachine;
+use hikyaku_log::sim::{SimDisk, SimLog};
+use hikyaku_log::{
+    AppendError, Applied, Bounds, Class, Log, LogRecord, Pinned, Position, ReadError, ShardId,
+    Stamp, Tail,
+};
+use hikyaku_proto::v1::{Record, record::Command};
+use hikyaku_queue::machine::{QueueMachine, QueueOptions};
+use hikyaku_shard::machine::Machine;
+use hikyaku_store::machine::{Answer, MailboxMachine, StoredAt};
+use prost::Message as _;
+
+use super::site::SPARE_SHARD;
+use super::truth::Truth;
+use super::world::{World, lock};
+
+/// The queue shards of the site.
+pub const INCOMING: ShardId = ShardId::new(Class::Incoming, 0);
+/// The home shard.
+pub const HOME: ShardId = ShardId::new(Class::Home, 0);
+
+/// A mailbox shard.
+pub fn mbox(index: u16) -> ShardId {
+    ShardId::new(Class::Mbox, index)
+}
+
+/// All shards of the site.
+pub fn shards() -> Vec<ShardId> {
+    let mailboxes = (0..=SPARE_SHARD).map(mbox);
+    [INCOMING, HOME].into_iter().chain(mailboxes).collect()
+}
+
+enum Reference {
+    Queue(Box<QueueMachine>),
+    Home(Box<HomeMachine>),
+    Mailbox(Box<MailboxMachine>),
+}
+
+struct ShardHistory {
+    id: ShardId,
+    reference: Reference,
+    /// The state's hash after each record; `[0]` is before the first.
+    hashes: Vec<[u8; 32]>,
+    mail: MailHistory,
+}
+
+/// Which mail got which UID in one shard.
+#[derive(Default)]
+struct MailHistory {
+    last_uid: BTreeMap<(String, u32), u32>,
+    delivered: BTreeMap<(String, Bytes), StoredAt>,
+}
+
+struct State {
+    shards: Vec<ShardHistory>,
+    truth: Truth,
+}
+
+/// The history of one run. Clones share it.
+#[derive(Clone)]
+pub struct History {
+    world: World,
+    disk: SimDisk,
+    observer: Arc<Mutex<Arc<SimLog>>>,
+    state: Arc<Mutex<State>>,
+}
+
+/// The reference's options: nothing that `apply` depends on.
+fn queue_options() -> QueueOptions {
+    QueueOptions {
+        body_cache_bytes_max: 0,
+        ..QueueOptions::default()
+    }
+}
+
+impl History {
+    /// Watches `disk`.
+    pub fn new(world: World, disk: SimDisk) -> History {
+        let observer = Arc::new(SimLog::open(&disk, disk.faults()));
+        let incarnation = observer.incarnation();
+        let empty = Bounds {
+            start: Position(1),
+            end: Position(1),
+        };
+        let stores = MemoryDisk::new();
+        let begin = |id: ShardId| {
+            let open = || MemoryEngine::open(&stores, &id.to_string());
+            let mut reference = match id.class {
+                Class::Home => Reference::Home(Box::new(HomeMachine::open(open()).unwrap())),
+                Class::Mbox => Reference::Mailbox(Box::new(MailboxMachine::open(open()).unwrap())),
+                _ => Reference::Queue(Box::new(QueueMachine::new(queue_options()))),
+            };
+            let resumed = match &mut reference {
+                Reference::Queue(machine) => machine.resume(incarnation, empty),
+                Reference::Home(machine) => machine.resume(incarnation, empty),
+                Reference::Mailbox(machine) => machine.resume(incarnation, empty),
+            };
+            assert_eq!(resumed, Ok(Position(1)));
+            let hashes = vec![reference.hash()];
+            ShardHistory {
+                id,
+                reference,
+                hashes,
+                mail: MailHistory::default(),
+            }
+        };
+        let shards = shards().into_iter().map(begin).collect();
+        History {
+            disk,
+            observer: Arc::new(Mutex::new(observer)),
+            state: Arc::new(Mutex::new(State {
+                shards,
+                truth: Truth::new(world.clone()),
+            })),
+            world,
+        }
+    }
+
+    /// Opens the log anew after all handles on it have died.
+    pub fn reopen(&self) {
+        *lock(&self.observer) = Arc::new(SimLog::open(&self.disk, self.disk.faults()));
+    }
+
+    /// Applies what has become durable since the last look.
+    pub fn collect(&self) {
+        let state = &mut *lock(&self.state);
+        for index in 0..state.shards.len() {
+            self.collect_shard(state, index);
+        }
+    }
+
+    fn collect_before_truncation(&self, shard: ShardId) {
+        let state = &mut *lock(&self.state);
+        if let Some(index) = state.shards.iter().position(|known| known.id == shard) {
+            self.collect_shard(state, index);
+        }
+    }
+
+    fn collect_shard(&self, state: &mut State, index: usize) {
+        let observer = lock(&self.observer).clone();
+        let State { shards, truth } = state;
+        let history = &mut shards[index];
+        let end = observer.bounds(history.id).end;
+        while (history.hashes.len() as u64) < end.0 {
+            let position = Position(history.hashes.len() as u64);
+            let found = observer.read_at(history.id, position).now_or_never();
+            let Some(Ok(record)) = found else {
+                let id = history.id;
+                self.world.violate(format_args!(
+                    "the log lost a record nobody allowed it to forget: {id} {position} {found:?}"
+                ));
+                return;
+            };
+            history.apply(&self.world, truth, observer.incarnation(), record);
+        }
+    }
+
+    /// The hash a replica of `shard` must have once it has applied `position`; `None` beyond what is durable.
+    pub fn hash_at(&self, shard: ShardId, position: Position) -> Option<[u8; 32]> {
+        let state = lock(&self.state);
+        let history = state.shards.iter().find(|known| known.id == shard)?;
+        history.hashes.get(position.0 as usize).copied()
+    }
+
+    /// One past the last durable record seen of `shard`.
+    pub fn end(&self, shard: ShardId) -> u64 {
+        let state = lock(&self.state);
+        let history = state.shards.iter().find(|known| known.id == shard);
+        history.map_or(1, |history| history.hashes.len() as u64)
+    }
+
+
+    /// Looks at what became of every message.
+    pub fn look<T>(&self, look: impl FnOnce(&Truth) -> T) -> T {
+        look(&lock(&self.state).truth)
+    }
+}
+
+impl Reference {
+    fn hash(&self) -> [u8; 32] {
+        match self {
+            Reference::Queue(machine) => machine.state_hash(),
+            Reference::Home(machine) => machine.state_hash(),
+            Reference::Mailbox(machine) => machine.state_hash(),
+        }
+    }
+}
+
+impl ShardHistory {
+    fn apply(&mut self, world: &World, truth: &mut Truth, incarnation: u64, logged: LogRecord) {
+        let stamp = logged.stamp;
+        world.digest(&self.id.number().to_be_bytes());
+        world.digest(&stamp.position.0.to_be_bytes());
+        world.digest(&stamp.crc.to_be_bytes());
+        let Ok(record) = Record::decode(logged.payload) else {
+            world.violate(format_args!("{} {} does not decode", self.id, stamp.position));
+            return;
+        };
+        let word = record.command.as_ref().map_or("none", word);
+        world.count(format!("record/{}/{word}", self.id.class.word()));
+        if world.is_verbose() {
+            world.note(format_args!("{} {} {}", self.id, stamp.position, brief(&record)));
+        }
+        let applied = Applied { incarnation, stamp };
+        match &mut self.reference {
+            Reference::Queue(machine) => {
+                let command = record.command.clone();
+                machine.apply(stamp, record).unwrap();
+                machine.batch_end(applied).unwrap();
+                truth.queue(machine, command, stamp.position);
+            }
+            Reference::Home(machine) => {
+                machine.apply(stamp, record).unwrap();
+                machine.batch_end(applied).unwrap();
+            }
+            Reference::Mailbox(machine) => {
+                let command = record.command.clone();
+                let answer = machine.apply(stamp, record).unwrap();
+                machine.batch_end(applied).unwrap();
+                self.mail.check(world, truth, self.id, command, &answer);
+            }
+        }
+        self.hashes.push(self.reference.hash());
+    }
+}
+
+impl MailHistory {
+    /// M2: UIDs rise; M5: a delivery id gets one UID.
+    fn check(
+        &mut self,
+        world: &World,
+        truth: &mut Truth,
+        shard: ShardId,
+        command: Option<Command>,
+        answer: &Answer,
+    ) {
+        let kind = match answer {
+            Answer::Delivered(_) => "delivered",
+            Answer::AlreadyDelivered(_) => "already delivered",
+            Answer::OverQuota => "over quota",
+            Answer::Disabled => "disabled",
+            Answer::NotOwner => "not owner",
+            Answer::Voided => "voided",
+            _ => "",
+        };
+        if !kind.is_empty() {
+            world.count(format!("answer/{kind}"));
+        }
+        let (Some(Command::Deliver(deliver)), Answer::Delivered(at)) = (command, answer) else {
+            return;
+        };
+        let last = self
+            .last_uid
+            .entry((deliver.account.clone(), at.uid_validity))
+            .or_default();
+        if at.uid <= *last {
+            let (account, uid) = (&deliver.account, at.uid);
+            world.violate(format_args!("M2: {shard} {account} gives UID {uid} after {last}"));
+        }
+        *last = at.uid;
+        let key = (deliver.account.clone(), deliver.delivery_id.clone());
+        if self.delivered.insert(key, *at).is_some() {
+            let account = &deliver.account;
+            world.violate(format_args!("M5: {shard} {account} stores a delivery id twice"));
+        }
+        truth.stored(shard.index, &deliver, *at);
+    }
+}
+
+/// A command in one word.
+pub fn word(command: &Command) -> &'static str {
+    match command {
+        Command::LeaderBegin(_) => "LeaderBegin",
+        Command::Barrier(_) => "Barrier",
+        Command::Tick(_) => "Tick",
+        Command::HashMark(_) => "HashMark",
+        Command::HashReport(_) => "HashReport",
+        Command::Accept(_) => "Accept",
+        Command::Cancel(_) => "Cancel",
+        Command::Routed(_) => "Routed",
+        Command::Attempted(_) => "Attempted",
+        Command::Bounce(_) => "Bounce",
+        Command::Carry(_) => "Carry",
+        Command::Operate(_) => "Operate",
+        Command::Claim(_) => "Claim",
+        Command::OpenAccount(_) => "OpenAccount",
+        Command::Deliver(_) => "Deliver",
+        Command::Void(_) => "Void",
+        Command::Expunge(_) => "Expunge",
+        Command::StoreFlags(_) => "StoreFlags",
+        Command::CreateMailbox(_) => "CreateMailbox",
+        Command::SetAccount(_) => "SetAccount",
+        Command::Ingest(_) => "Ingest",
+    }
+}
+
+/// A record on one line, for a trace that is read.
+fn brief(record: &Record) -> String {
+    let hex = |octets: &[u8]| {
+        let tail = octets.iter().rev().take(8).rev();
+        tail.map(|octet| format!("{octet:02x}")).collect::<String>()
+    };
+    let Some(command) = &record.command else {
+        return "none".to_owned();
+    };
+    let detail = match command {
+        Command::Accept(accept) => hex(&accept.message_id),
+        Command::Cancel(cancel) => hex(&cancel.message_id),
+        Command::Routed(routed) => format!(
+            "{} {} -> {}",
+            hex(&routed.message_id),
+            routed.recipient,
+            routed.children.len()
+        ),
+        Command::Attempted(attempted) => {
+            format!("{} {:?}", hex(&attempted.message_id), attempted.outcomes)
+        }
+        Command::Bounce(bounce) => format!(
+            "{} {:?} dsn {}",
+            hex(&bounce.message_id),
+            bounce.recipients,
+            bounce
+                .dsn
+                .as_ref()
+                .map_or_else(String::new, |dsn| hex(&dsn.message_id))
+        ),
+        Command::Carry(carry) => format!(
+            "{} as of {}",
+            carry
+                .accept
+                .as_ref()
+                .map_or_else(String::new, |accept| hex(&accept.message_id)),
+            carry.as_of
+        ),
+        Command::Operate(operate) => {
+            format!("{} {:?}", hex(&operate.message_id), operate.order())
+        }
+        Command::Deliver(deliver) => format!(
+            "{} {} for {}",
+            hex(&deliver.delivery_id[..16.min(deliver.delivery_id.len())]),
+            hex(&deliver.delivery_id[16.min(deliver.delivery_id.len())..]),
+            deliver.account
+        ),
+        Command::Void(void) => format!(
+            "{} {} for {}",
+            hex(&void.delivery_id[..16.min(void.delivery_id.len())]),
+            hex(&void.delivery_id[16.min(void.delivery_id.len())..]),
+            void.account
+        ),
+        Command::Expunge(expunge) => format!("{} {:?}", expunge.account, expunge.uids),
+        Command::SetAccount(set) => format!("{set:?}"),
+        Command::Claim(claim) => format!("{claim:?}"),
+        Command::LeaderBegin(begin) => begin.node.clone(),
+        Command::Tick(tick) => tick.log_time_ms.to_string(),
+        _ => String::new(),
+    };
+    format!("{} {detail}", word(command))
+}
+
+/// A handle on the simulated log that lets the history see what is about to be forgotten.
+pub struct WatchedLog {
+    /// The handle.
+    pub inner: Arc<SimLog>,
+    /// Who watches.
+    pub history: History,
+}
+
+impl Log for WatchedLog {
+    fn incarnation(&self) -> u64 {
+        self.inner.incarnation()
+    }
+
+    fn append(
+        &self,
+        shard: ShardId,
+        payload: Bytes,
+    ) -> BoxFuture<'static, Result<Stamp, AppendError>> {
+        self.inner.append(shard, payload)
+    }
+
+    fn tail(&self, shard: ShardId, from: Position) -> Result<Box<dyn Tail>, ReadError> {
+        self.inner.tail(shard, from)
+    }
+
+    fn read_at(
+        &self,
+        shard: ShardId,
+        position: Position,
+    ) -> BoxFuture<'static, Result<LogRecord, ReadError>> {
+        self.inner.read_at(shard, position)
+    }
+
+    fn bounds(&self, shard: ShardId) -> Bounds {
+        self.inner.bounds(shard)
+    }
+
+    fn truncate(
+        &self,
+        shard: ShardId,
+        start: Position,
+    ) -> BoxFuture<'static, Result<(), ReadError>> {
+        self.history.collect_before_truncation(shard);
+        self.history.world.count("event/truncated");
+        self.inner.truncate(shard, start)
+    }
+
+    fn pinned(&self, shard: ShardId) -> Pinned {
+        self.inner.pinned(shard)
+    }
+}

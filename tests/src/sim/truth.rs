@@ -1,0 +1,405 @@
+//! What became of every message and recipient, told by the records in the order of the log. Whatever was said once (a
+//! recipient's address, that it is settled, and how) must never be said differently later (PROTOCOLS 2.9, Q3 and Q4).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use hikyaku_log::Position;
+use hikyaku_mail::id::{DeliveryId, MessageId};
+use hikyaku_proto::v1::operate::Order;
+use hikyaku_proto::v1::outcome::Result as Attempt;
+use hikyaku_proto::v1::recipient::Target;
+use hikyaku_proto::v1::recipient_state::State;
+use hikyaku_proto::v1::terminal::How;
+use hikyaku_proto::v1::{Accept, Body, Deliver, Recipient, Status, Terminal, record::Command};
+use hikyaku_queue::machine::QueueMachine;
+use hikyaku_store::machine::StoredAt;
+
+use super::world::World;
+
+/// How a recipient ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// In a mailbox.
+    Delivered {
+        /// Mailbox shard.
+        shard: u16,
+        /// Its place.
+        at: StoredAt,
+    },
+    /// Failed, and which message says so.
+    Bounced {
+        /// `None`: nobody may be told.
+        dsn: Option<MessageId>,
+    },
+    /// Replaced by others.
+    Expanded,
+    /// Equal to another one.
+    Collapsed,
+    /// An operator took it away.
+    Deleted,
+    /// The edge took it back.
+    Cancelled,
+}
+
+/// A recipient.
+#[derive(Clone, Debug)]
+pub struct RecipientFate {
+    /// As logged.
+    pub recipient: Recipient,
+    /// From which it was expanded.
+    pub parent: Option<u32>,
+    /// Why it waits for an operator, if it does.
+    pub held: Option<String>,
+    /// How it ended.
+    pub end: Option<End>,
+    /// What its bounce said.
+    pub status: Option<Status>,
+}
+
+impl RecipientFate {
+    /// Its account, if it has one.
+    pub fn account(&self) -> Option<&str> {
+        match &self.recipient.target {
+            Some(Target::Local(local)) => Some(&local.account),
+            _ => None,
+        }
+    }
+}
+
+/// A message.
+#[derive(Clone, Debug)]
+pub struct MessageFate {
+    /// As accepted, without content.
+    pub accept: Accept,
+    /// Its content.
+    pub body: Body,
+    /// Everybody it is for, by number.
+    pub recipients: Vec<RecipientFate>,
+    /// Held as a whole, and why.
+    pub held: String,
+    /// Where it became known.
+    pub position: Position,
+}
+
+impl MessageFate {
+    /// Whether it is a report about another message.
+    pub fn is_report(&self) -> bool {
+        !self.accept.reports_on.is_empty()
+    }
+
+    /// Whether every recipient is settled.
+    pub fn is_settled(&self) -> bool {
+        self.recipients.iter().all(|fate| fate.end.is_some())
+    }
+}
+
+/// One mail in a mailbox, ever.
+#[derive(Clone, Debug)]
+pub struct Copy {
+    /// The recipient's number.
+    pub recipient: u32,
+    /// Whose.
+    pub account: String,
+    /// Mailbox shard.
+    pub shard: u16,
+    /// Its place.
+    pub at: StoredAt,
+}
+
+/// What became of everything.
+pub struct Truth {
+    world: World,
+    /// By queue id.
+    pub messages: BTreeMap<MessageId, MessageFate>,
+    /// Mails stored, by the message they are of.
+    pub copies: BTreeMap<MessageId, Vec<Copy>>,
+    dsns: BTreeSet<MessageId>,
+}
+
+fn message_id(bytes: &[u8]) -> Option<MessageId> {
+    MessageId::from_bytes(bytes)
+}
+
+/// The messages a command is about.
+fn touched(command: &Command) -> Vec<MessageId> {
+    let ids: Vec<&[u8]> = match command {
+        Command::Accept(accept) => vec![&accept.message_id],
+        Command::Cancel(cancel) => vec![&cancel.message_id],
+        Command::Routed(routed) => vec![&routed.message_id],
+        Command::Attempted(attempted) => vec![&attempted.message_id],
+        Command::Operate(operate) => vec![&operate.message_id],
+        Command::Bounce(bounce) => {
+            let dsn = bounce.dsn.iter().map(|dsn| &dsn.message_id[..]);
+            [&bounce.message_id[..]].into_iter().chain(dsn).collect()
+        }
+        Command::Carry(carry) => carry
+            .accept
+            .iter()
+            .map(|accept| &accept.message_id[..])
+            .collect(),
+        _ => Vec::new(),
+    };
+    ids.into_iter().filter_map(message_id).collect()
+}
+
+impl Truth {
+    /// Nothing has happened.
+    pub fn new(world: World) -> Truth {
+        Truth {
+            world,
+            messages: BTreeMap::new(),
+            copies: BTreeMap::new(),
+            dsns: BTreeSet::new(),
+        }
+    }
+
+    /// A queue record has been applied.
+    pub fn queue(&mut self, machine: &QueueMachine, command: Option<Command>, at: Position) {
+        let Some(command) = command else { return };
+        match &command {
+            Command::Accept(accept) => self.accepted(accept, at),
+            Command::Bounce(bounce) => {
+                // the report exists only if the bounce counted
+                if let Some(dsn) = &bounce.dsn
+                    && let Some(id) = message_id(&dsn.message_id)
+                    && machine.index().message(id).is_some()
+                {
+                    if !self.dsns.insert(id) {
+                        self.world.violate(format_args!("Q4: report {id} twice"));
+                    }
+                    self.accepted(dsn, at);
+                }
+            }
+            _ => {}
+        }
+        for id in touched(&command) {
+            self.sync(machine, id, &command);
+        }
+    }
+
+    fn accepted(&mut self, accept: &Accept, position: Position) {
+        let Some(id) = message_id(&accept.message_id) else {
+            return;
+        };
+        if self.messages.contains_key(&id) {
+            return;
+        }
+        let recipients = accept.recipients.iter().map(|recipient| RecipientFate {
+            recipient: recipient.clone(),
+            parent: None,
+            held: None,
+            end: None,
+            status: None,
+        });
+        let fate = MessageFate {
+            recipients: recipients.collect(),
+            body: accept.body.clone().unwrap_or_default(),
+            accept: Accept {
+                body: None,
+                ..accept.clone()
+            },
+            held: String::new(),
+            position,
+        };
+        self.messages.insert(id, fate);
+    }
+
+    /// Takes over what the queue says about a message now.
+    fn sync(&mut self, machine: &QueueMachine, id: MessageId, command: &Command) {
+        let world = self.world.clone();
+        let live = machine.index().message(id);
+        let Some(fate) = self.messages.get_mut(&id) else {
+            if live.is_some() {
+                world.violate(format_args!("message {id} comes from nowhere"));
+            }
+            return;
+        };
+        let Some(message) = live else {
+            for number in 0..fate.recipients.len() {
+                if fate.recipients[number].end.is_none() {
+                    ended_last(&world, id, fate, number, command);
+                    collapsed_last(fate, number, command);
+                }
+            }
+            return;
+        };
+        fate.held.clone_from(&message.held);
+        for (number, slot) in message.slots.iter().enumerate() {
+            let state = &slot.state;
+            let recipient = state.recipient.clone().unwrap_or_default();
+            if number == fate.recipients.len() {
+                fate.recipients.push(RecipientFate {
+                    recipient: recipient.clone(),
+                    parent: state.parent,
+                    held: None,
+                    end: None,
+                    status: None,
+                });
+            }
+            let known = &mut fate.recipients[number];
+            if known.recipient != recipient {
+                world.violate(format_args!(
+                    "recipient {number} of {id} was {:?}, now it is {recipient:?}",
+                    known.recipient
+                ));
+            }
+            known.held = match &state.state {
+                Some(State::Held(held)) => Some(held.reason.clone()),
+                _ => None,
+            };
+            let end = match &state.state {
+                Some(State::Terminal(terminal)) => Some(end_of(terminal)),
+                _ => None,
+            };
+            if known.end.is_some() && known.end != end {
+                world.violate(format_args!(
+                    "Q3: recipient {number} of {id} was {:?}, now it is {end:?}",
+                    known.end
+                ));
+            }
+            if known.end.is_none() && end.is_some() {
+                known.status = status_in(command, number);
+            }
+            known.end = end;
+        }
+        if message.slots.len() < fate.recipients.len() {
+            world.violate(format_args!("recipients of {id} have vanished"));
+        }
+    }
+
+    /// A mail has been stored.
+    pub fn stored(&mut self, shard: u16, deliver: &Deliver, at: StoredAt) {
+        let Some(id) = DeliveryId::from_bytes(&deliver.delivery_id) else {
+            return;
+        };
+        let copies = self.copies.entry(id.message).or_default();
+        if copies.iter().any(|copy| copy.account == deliver.account) {
+            let message = id.message;
+            let account = &deliver.account;
+            self.world
+                .violate(format_args!("{account} has {message} twice"));
+        }
+        copies.push(Copy {
+            recipient: id.recipient,
+            account: deliver.account.clone(),
+            shard,
+            at,
+        });
+    }
+
+    /// Which commit points a crash now lies between.
+    pub fn crossings(&self) -> Vec<&'static str> {
+        let mut crossings = BTreeSet::new();
+        for (id, fate) in &self.messages {
+            let copies = self.copies.get(id);
+            for (number, recipient) in (0u32..).zip(&fate.recipients) {
+                let has_copy =
+                    copies.is_some_and(|copies| copies.iter().any(|copy| copy.recipient == number));
+                let crossing = match (&recipient.end, has_copy) {
+                    (None, false) if recipient.account().is_some() => "crossed/A to B",
+                    (None, true) => "crossed/B to C",
+                    (Some(End::Delivered { .. }), _) if !fate.is_settled() => "crossed/after C",
+                    (None, false) => "crossed/before expansion",
+                    _ => continue,
+                };
+                crossings.insert(crossing);
+            }
+        }
+        crossings.into_iter().collect()
+    }
+}
+
+fn end_of(terminal: &Terminal) -> End {
+    match terminal.how() {
+        How::Delivered => {
+            let delivered = terminal.delivered.unwrap_or_default();
+            End::Delivered {
+                shard: delivered.shard as u16,
+                at: StoredAt {
+                    uid_validity: delivered.uid_validity,
+                    uid: delivered.uid,
+                },
+            }
+        }
+        How::Bounced => End::Bounced {
+            dsn: message_id(&terminal.dsn_id),
+        },
+        How::Expanded => End::Expanded,
+        How::Collapsed => End::Collapsed,
+        How::Deleted => End::Deleted,
+        How::Cancelled | How::Unspecified => End::Cancelled,
+    }
+}
+
+/// The last one waiting came to nobody who does not get the mail anyway.
+fn collapsed_last(fate: &mut MessageFate, number: usize, command: &Command) {
+    let Command::Routed(routed) = command else {
+        return;
+    };
+    for child in &routed.children {
+        fate.recipients.push(RecipientFate {
+            recipient: child.clone(),
+            parent: Some(number as u32),
+            held: None,
+            end: Some(End::Collapsed),
+            status: None,
+        });
+    }
+}
+
+fn status_in(command: &Command, number: usize) -> Option<Status> {
+    let Command::Bounce(bounce) = command else {
+        return None;
+    };
+    let bounced = bounce.recipients.iter();
+    bounced
+        .filter(|bounced| bounced.recipient as usize == number)
+        .find_map(|bounced| bounced.status.clone())
+}
+
+/// The message is finished and forgotten by the queue: `command` must say how this recipient ended.
+fn ended_last(
+    world: &World,
+    id: MessageId,
+    fate: &mut MessageFate,
+    number: usize,
+    command: &Command,
+) {
+    let end = match command {
+        Command::Attempted(attempted) => attempted
+            .outcomes
+            .iter()
+            .filter(|outcome| outcome.recipient as usize == number)
+            .find_map(|outcome| match &outcome.result {
+                Some(Attempt::Delivered(delivered)) => Some(End::Delivered {
+                    shard: delivered.shard as u16,
+                    at: StoredAt {
+                        uid_validity: delivered.uid_validity,
+                        uid: delivered.uid,
+                    },
+                }),
+                _ => None,
+            }),
+        Command::Bounce(bounce) => bounce
+            .recipients
+            .iter()
+            .any(|bounced| bounced.recipient as usize == number)
+            .then(|| End::Bounced {
+                dsn: bounce
+                    .dsn
+                    .as_ref()
+                    .and_then(|dsn| message_id(&dsn.message_id)),
+            }),
+        Command::Routed(routed) => (routed.recipient as usize == number).then_some(End::Expanded),
+        Command::Operate(operate) => (operate.order() == Order::Delete).then_some(End::Deleted),
+        Command::Cancel(_) | Command::Accept(_) => Some(End::Cancelled),
+        _ => None,
+    };
+    if end.is_none() {
+        world.violate(format_args!(
+            "recipient {number} of {id} was dropped by {command:?}"
+        ));
+    }
+    fate.recipients[number].status = status_in(command, number);
+    fate.recipients[number].end = end;
+}
