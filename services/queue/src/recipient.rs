@@ -93,6 +93,15 @@ impl Slot {
         matches!(self.state.state, Some(State::Terminal(_)))
     }
 
+    /// The account it is resolved to.
+    fn account(&self) -> Option<&str> {
+        account(self.state.recipient.as_ref()?)
+    }
+
+    fn is_collapsed(&self) -> bool {
+        matches!(&self.state.state, Some(State::Terminal(terminal)) if terminal.how() == How::Collapsed)
+    }
+
     fn pending_due(&self) -> Option<u64> {
         match self.state.state {
             Some(State::Pending(Pending { due_ms })) => Some(due_ms),
@@ -143,16 +152,7 @@ pub fn fresh(recipients: Vec<Recipient>) -> Vec<Slot> {
 
 /// Adds recipients after the last one; whoever's account already gets the message is collapsed.
 fn append(slots: &mut Vec<Slot>, states: impl Iterator<Item = RecipientState>) {
-    let gets_it = |slot: &&Slot| match &slot.state.state {
-        Some(State::Terminal(terminal)) => terminal.how() == How::Delivered,
-        _ => true,
-    };
-    let mut accounts: BTreeSet<String> = slots
-        .iter()
-        .filter(gets_it)
-        .filter_map(|slot| account(slot.state.recipient.as_ref()?))
-        .map(str::to_owned)
-        .collect();
+    let mut accounts = served(slots);
     for state in states {
         let account = state
             .recipient
@@ -165,6 +165,16 @@ fn append(slots: &mut Vec<Slot>, states: impl Iterator<Item = RecipientState>) {
         }
         slots.push(slot);
     }
+}
+
+/// The accounts that have the message or may still get it.
+fn served(slots: &[Slot]) -> BTreeSet<String> {
+    let gets_it = |slot: &&Slot| match &slot.state.state {
+        Some(State::Terminal(terminal)) => terminal.how() == How::Delivered,
+        _ => true,
+    };
+    let accounts = slots.iter().filter(gets_it).filter_map(Slot::account);
+    accounts.map(str::to_owned).collect()
 }
 
 impl Message {
@@ -236,8 +246,10 @@ impl Message {
             return 0;
         }
         let mut changed = 0;
+        let mut accounts = Vec::new();
         for number in recipients {
             if let Some(slot) = self.live(*number) {
+                accounts.extend(slot.account().map(str::to_owned));
                 slot.end_as(Terminal {
                     how: How::Bounced.into(),
                     dsn_id: dsn_id.clone(),
@@ -246,7 +258,35 @@ impl Message {
                 changed += 1;
             }
         }
+        for account in accounts {
+            self.revive(&account);
+        }
         changed
+    }
+
+    /// A recipient of `account` has been sent elsewhere or has bounced. Whoever collapsed into it has not: the first of them
+    /// waits again, under a number of its own, since terminal states stand.
+    fn revive(&mut self, account: &str) {
+        if served(&self.slots).contains(account) {
+            return;
+        }
+        let is_parent = |number| {
+            let mut slots = self.slots.iter();
+            slots.any(|slot| slot.state.parent == Some(number))
+        };
+        let collapsed = (0u32..).zip(&self.slots).find(|(number, slot)| {
+            slot.account() == Some(account) && slot.is_collapsed() && !is_parent(*number)
+        });
+        let Some((number, slot)) = collapsed else {
+            return;
+        };
+        let revived = RecipientState {
+            recipient: slot.state.recipient.clone(),
+            parent: Some(number),
+            errors_to: slot.state.errors_to.clone(),
+            ..RecipientState::default()
+        };
+        append(&mut self.slots, std::iter::once(revived));
     }
 
     /// Takes back whoever was never tried. An attempt under way goes on; its result is then ignored.
@@ -279,6 +319,7 @@ impl Message {
             Some(State::Held(held)) => Some(State::Held(held.clone())),
             _ => None,
         };
+        let account = slot.account().map(str::to_owned);
         slot.end(How::Expanded);
         let children = routed.children.iter().map(|child| RecipientState {
             recipient: Some(child.clone()),
@@ -288,6 +329,9 @@ impl Message {
             ..RecipientState::default()
         });
         append(&mut self.slots, children);
+        if let Some(account) = account {
+            self.revive(&account);
+        }
         1
     }
 
@@ -406,6 +450,30 @@ mod tests {
         assert_eq!(message.apply(0, &bounce), 1);
         message.apply(0, &routed(1, vec![local("a")]));
         assert_eq!(state_words(&message), "bounced expanded pending");
+    }
+
+    #[test]
+    fn whoever_collapsed_into_one_that_goes_elsewhere_waits_again() {
+        let mut message = with(vec![local("a"), local("a"), local("a")]);
+        assert_eq!(state_words(&message), "pending collapsed collapsed");
+        // the first address is somebody else's now; the second one is not
+        assert_eq!(message.apply(0, &routed(0, vec![local("b")])), 1);
+        let words = "expanded collapsed collapsed pending pending";
+        assert_eq!(state_words(&message), words);
+        assert_eq!(message.slots[4].state.parent, Some(1));
+        // it bounces: the third one is still to be told
+        let bounce = Fact::Bounced {
+            recipients: vec![4],
+            dsn_id: "d".into(),
+        };
+        assert_eq!(message.apply(0, &bounce), 1);
+        let words = "expanded collapsed collapsed pending bounced pending";
+        assert_eq!(state_words(&message), words);
+        message.apply(0, &delivered(5, 7));
+        assert_eq!(message.apply(0, &routed(3, vec![local("a")])), 1);
+        let words = "expanded collapsed collapsed expanded bounced delivered collapsed";
+        assert_eq!(state_words(&message), words);
+        assert!(message.is_finished());
     }
 
     #[test]
