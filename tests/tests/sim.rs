@@ -3,6 +3,8 @@
 //! `HIKYAKU_SIM_SEEDS` (how many, 1000) and `HIKYAKU_SIM_FIRST` (the first one, 1) choose seeds; `HIKYAKU_SIM_SEED` runs one
 //! and prints everything that happens.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+// outside the system under test: the machine's own clock is the one that counts
+#![allow(clippy::disallowed_methods)]
 
 use hikyaku_tests::sim::coverage;
 use hikyaku_tests::sim::pinned::PINNED;
