@@ -216,9 +216,9 @@ impl ShardHistory {
         match &mut self.reference {
             Reference::Queue(machine) => {
                 let command = record.command.clone();
-                machine.apply(stamp, record).unwrap();
+                let answer = machine.apply(stamp, record).unwrap();
                 machine.batch_end(applied).unwrap();
-                truth.queue(machine, command, stamp.position);
+                truth.queue(machine, command, answer, stamp.position);
             }
             Reference::Home(machine) => {
                 machine.apply(stamp, record).unwrap();

@@ -11,7 +11,7 @@ use hikyaku_proto::v1::recipient::Target;
 use hikyaku_proto::v1::recipient_state::State;
 use hikyaku_proto::v1::terminal::How;
 use hikyaku_proto::v1::{Accept, Body, Deliver, Recipient, Status, Terminal, record::Command};
-use hikyaku_queue::machine::QueueMachine;
+use hikyaku_queue::machine::{Answer, QueueMachine};
 use hikyaku_store::machine::StoredAt;
 
 use super::world::World;
@@ -154,7 +154,13 @@ impl Truth {
     }
 
     /// A queue record has been applied.
-    pub fn queue(&mut self, machine: &QueueMachine, command: Option<Command>, at: Position) {
+    pub fn queue(
+        &mut self,
+        machine: &QueueMachine,
+        command: Option<Command>,
+        answer: Answer,
+        at: Position,
+    ) {
         let Some(command) = command else { return };
         match &command {
             Command::Accept(accept) => self.accepted(accept, at),
@@ -162,7 +168,7 @@ impl Truth {
                 // the report exists only if the bounce counted
                 if let Some(dsn) = &bounce.dsn
                     && let Some(id) = message_id(&dsn.message_id)
-                    && machine.index().message(id).is_some()
+                    && answer != Answer::Void
                 {
                     if !self.dsns.insert(id) {
                         self.world.violate(format_args!("Q4: report {id} twice"));
