@@ -38,6 +38,68 @@ pub fn free_address() -> SocketAddr {
     panic!("no free port in {PORTS:?}");
 }
 
+/// The password of every user of [`Plan::sample`].
+pub const PASSWORD: &str = "hikyaku";
+
+const SAMPLE_ENTRIES: &str = "
+dn: cn=sales,o=example.jp
+objectClass: inetLocalMailRecipient
+cn: sales
+mailLocalAddress: sales@example.jp
+mailRoutingAddress: bob@example.jp
+
+dn: cn=away,o=example.jp
+objectClass: inetLocalMailRecipient
+cn: away
+mailLocalAddress: away@example.jp
+mailRoutingAddress: friend@elsewhere.example
+
+dn: cn=team,o=example.jp
+objectClass: inetMailGroup
+objectClass: inetLocalMailRecipient
+cn: team
+mailLocalAddress: team@example.jp
+mgrpRFC822MailMember: alice@example.jp
+mgrpRFC822MailMember: bob@example.jp
+mgrpRFC822MailMember: carol@example.jp
+
+dn: cn=stale,o=example.jp
+objectClass: inetMailGroup
+objectClass: inetLocalMailRecipient
+cn: stale
+mailLocalAddress: stale@example.jp
+mgrpRFC822MailMember: bob@example.jp
+mgrpRFC822MailMember: gone@example.jp
+
+dn: cn=owned,o=example.jp
+objectClass: inetMailGroup
+objectClass: inetLocalMailRecipient
+cn: owned
+mailLocalAddress: owned@example.jp
+mgrpRFC822MailMember: bob@example.jp
+mgrpRFC822MailMember: gone@example.jp
+mgrpErrorsTo: carol@example.jp
+
+dn: cn=broken,o=example.jp
+objectClass: inetLocalMailRecipient
+cn: broken
+uid: broken
+mailLocalAddress: broken@example.jp
+mailHost: mbox1
+";
+
+/// The directory entry of a user whose password is [`PASSWORD`].
+pub fn person(name: &str, mbox: &str) -> String {
+    let id = blake3::hash(name.as_bytes()).to_hex();
+    let stored = hikyaku_directory::password::hash_ssha512(PASSWORD.as_bytes(), b"of a test");
+    format!(
+        "\ndn: uid={name},o={DOMAIN}\nobjectClass: inetOrgPerson\nobjectClass: inetLocalMailRecipient\nuid: {name}\n\
+         cn: {name}\nsn: {name}\nentryUUID: {}\nmailLocalAddress: {name}@{DOMAIN}\nmailHost: {mbox}\n\
+         userPassword: {stored}\n",
+        &id[..32]
+    )
+}
+
 /// What a site is made from.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -63,6 +125,25 @@ impl Plan {
             .set("store", "memtable_bytes_max", "\"4 MiB\"")
             .set("store", "flush_interval", "\"1s\"")
             .set("pop3", "cleartext_login", "true")
+    }
+
+    /// Users alice, bob and carol with the password [`PASSWORD`], an alias, a forward that leaves, a group, groups with
+    /// a member that does not exist, and a broken entry.
+    pub fn sample() -> Plan {
+        let mut ldif = String::new();
+        for (name, mbox) in [("alice", "mbox1"), ("bob", "mbox2"), ("carol", "mbox1")] {
+            ldif.push_str(&person(name, mbox));
+        }
+        ldif.push_str(SAMPLE_ENTRIES);
+        Plan::new(1).ldif(&ldif).set("directory", "postmaster", "\"alice@example.jp\"")
+    }
+
+    /// With a self-signed certificate, and POP3 under TLS from the first byte.
+    #[must_use]
+    pub fn certificate(self) -> Plan {
+        self.set("tls", "certificate", "\"certificate.pem\"")
+            .set("tls", "key", "\"key.pem\"")
+            .set("pop3", "listen_tls", &format!("[\"{}\"]", free_address()))
     }
 
     /// With `key` of `section` set to `value`, written as TOML.
@@ -270,5 +351,24 @@ impl Site {
             }
         }
         std::fs::write(self.config(), text).expect("configuration file");
+        if self.plan.settings.contains_key("tls") && !self.home.path().join("key.pem").exists() {
+            self.write_certificate();
+        }
+    }
+
+    /// Puts a new self-signed certificate in the place of the one there is.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    pub fn write_certificate(&self) {
+        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
+        std::fs::write(self.home.path().join("key.pem"), made.signing_key.serialize_pem()).expect("key file");
+        std::fs::write(self.certificate(), made.cert.pem()).expect("certificate file");
+    }
+
+    /// The certificate's file.
+    pub fn certificate(&self) -> PathBuf {
+        self.home.path().join("certificate.pem")
     }
 }

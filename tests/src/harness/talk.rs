@@ -4,7 +4,8 @@
 //! ```text
 //! # a comment
 //! C: what the client sends, with CRLF added; \r \n \t \\ \x00 are escapes, a final \c leaves the CRLF out
-//! S: what the server answers: its line must begin with this; `...` stands for anything, `S: *` for any number of lines
+//! S: what the server answers: its line must begin with this; `...` stands for anything, `S: *` for any number of lines,
+//!    `S:` for an empty line
 //! C> another client from here on: `C> smtp` or `C> pop3`
 //! CLOSED: the server has closed the connection
 //! READ user: a POP3 session in which `S:` lines are the lines of the user's only mail; `S: *` as above
@@ -207,7 +208,8 @@ struct Player<'a> {
 impl Player<'_> {
     fn step(&mut self, line: &str) -> Result<(), String> {
         let word = line.split([' ', ':']).next().unwrap_or_default();
-        let rest = line[word.len()..].trim_start_matches(':').trim_start();
+        let rest = line[word.len()..].trim_start_matches(':');
+        let rest = rest.strip_prefix(' ').unwrap_or(rest);
         match word {
             "C>" => self.switch(rest),
             "C" => self.say(rest),
@@ -290,8 +292,11 @@ impl Player<'_> {
     }
 }
 
-/// Whether `line` begins with `expected`, in which `...` stands for anything.
+/// Whether `line` begins with `expected`, in which `...` stands for anything; nothing is an empty line.
 fn fits(line: &str, expected: &str) -> bool {
+    if expected.is_empty() {
+        return line.is_empty();
+    }
     let mut parts = expected.split("...");
     let Some(mut rest) = parts.next().and_then(|first| line.strip_prefix(first)) else { return false };
     for part in parts {
@@ -345,6 +350,8 @@ mod tests {
         assert!(fits("Received: from x by y", "Received: ... by y"));
         assert!(!fits("550 5.1.1 no", "250"));
         assert!(!fits("250 ok", "250 ... nothing"));
+        assert!(!fits("250-SIZE", "250 ..."));
+        assert!(fits("", "") && !fits("Subject: x", ""));
     }
 
     #[test]
