@@ -27,9 +27,9 @@ pub enum Command {
         /// Where to keep it
         #[arg(long, default_value = "hikyaku-demo")]
         dir: PathBuf,
-        /// First port of the thousand it picks from: SMTP is N+525, POP3 N+110, POP3S N+995
-        #[arg(long, value_name = "N", default_value_t = 2000)]
-        port_base: u16,
+        /// First port of the thousand it picks from: SMTP is N+525, POP3 N+110, POP3S N+995 [default: 2000, or as it was]
+        #[arg(long, value_name = "N")]
+        port_base: Option<u16>,
     },
     /// Say what is wrong with a configuration and its directory, without starting
     Check {

@@ -7,12 +7,14 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 /// The password of every sample user.
 pub const PASSWORD: &str = "hikyaku";
 
-/// Ports relative to `--port-base`.
+/// `--port-base` of a first start, unless given.
+const PORT_BASE: u16 = 2000;
+/// Ports relative to it.
 const SMTP: u16 = 525;
 const POP3: u16 = 110;
 const POP3S: u16 = 995;
@@ -21,10 +23,14 @@ const POP3S: u16 = 995;
 ///
 /// # Errors
 /// When files cannot be written, or ports do not fit.
-pub fn prepare(directory: &Path, port_base: u16) -> Result<PathBuf> {
-    fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
+pub fn prepare(directory: &Path, port_base: Option<u16>) -> Result<PathBuf> {
+    let text = configuration_text(port_base.unwrap_or(PORT_BASE))?;
     let configuration = directory.join("hikyaku.toml");
-    write_new(&configuration, 0o644, || configuration_text(port_base))?;
+    if port_base.is_some() && configuration.exists() {
+        check_ports(&configuration, &text)?;
+    }
+    fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
+    write_new(&configuration, 0o644, || Ok(text))?;
     write_new(&directory.join("directory.ldif"), 0o640, ldif_text)?;
     let (certificate, key) = (directory.join("certificate.pem"), directory.join("key.pem"));
     if !certificate.exists() || !key.exists() {
@@ -35,6 +41,20 @@ pub fn prepare(directory: &Path, port_base: u16) -> Result<PathBuf> {
         write_over(&certificate, 0o644, &made.cert.pem())?;
     }
     Ok(configuration)
+}
+
+/// What is there is never touched, so other ports than it has cannot be had.
+fn check_ports(configuration: &Path, wanted: &str) -> Result<()> {
+    let there =
+        fs::read_to_string(configuration).with_context(|| configuration.display().to_string())?;
+    let is_missing = |line: &&str| line.starts_with("listen") && !there.contains(line);
+    match wanted.lines().find(is_missing) {
+        None => Ok(()),
+        Some(line) => bail!(
+            "{} is there already and --port-base wants {line} in it: edit it, or leave --port-base out, or choose another --dir",
+            configuration.display()
+        ),
+    }
 }
 
 fn write_new(path: &Path, mode: u32, text: impl FnOnce() -> Result<String>) -> Result<()> {

@@ -45,7 +45,11 @@ async fn connect(target: &Target) -> Result<Client> {
     let channel = Endpoint::from_static("http://admin.invalid")
         .connect_with_connector(connector)
         .await
-        .with_context(|| format!("no hikyaku process answers at {}", socket.display()))?;
+        .map_err(|error| {
+            // its links repeat one another
+            let why = anyhow::Error::from(error).root_cause().to_string();
+            anyhow!("no hikyaku process answers at {}: {why}", socket.display())
+        })?;
     Ok(AdminClient::new(channel).max_decoding_message_size(PIECE_BYTES_MAX * 4))
 }
 
