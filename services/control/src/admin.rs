@@ -24,6 +24,9 @@ use crate::queue::Queues;
 /// What RCPT would answer now.
 pub type Rcpt = Arc<dyn Fn(ForwardPath) -> BoxFuture<'static, Reply> + Send + Sync>;
 
+/// What an operator must look at beside the shards, one line each.
+pub type NodeAlarms = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
+
 /// The admin service of one node.
 pub struct AdminService {
     /// The queue and its leaders.
@@ -36,6 +39,8 @@ pub struct AdminService {
     pub archive: Arc<dyn Archive>,
     /// What this node listens on, `smtp 127.0.0.1:25` and so on.
     pub listeners: Vec<String>,
+    /// Certificates, configuration, directory: whatever is no shard's.
+    pub alarms: NodeAlarms,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -119,6 +124,7 @@ impl Admin for AdminService {
                 .queues
                 .shards()
                 .flat_map(|shard| shard.alarms())
+                .chain((self.alarms)())
                 .collect(),
         }))
     }

@@ -16,6 +16,7 @@ use hikyaku_proto::v1::{
 };
 use hikyaku_queue::machine::Answer;
 use hikyaku_queue::work::Work;
+use hikyaku_serve::metrics;
 
 use crate::job::{ANSWER_TIMEOUT, Job, Step};
 use crate::lanes::LaneKey;
@@ -50,6 +51,7 @@ pub async fn fail(job: &mut Job<'_>, reply: Reply, reason: &str) -> Result<Step,
         return Ok(Step::Done);
     }
     let Some((id, accept)) = queued else {
+        metrics::DOUBLE_BOUNCES.add(1);
         job.settled("bounced", "", Some(&reply), "double bounce");
         return Ok(Step::Done);
     };

@@ -14,6 +14,8 @@ use hikyaku_proto::v1::{
     ClaimRequest, Deferred, Deliver, DeliverRequest, Delivered, LocalTarget, LookupRequest,
     NotOwner, Status, Stored, VoidRequest,
 };
+use hikyaku_serve::trace;
+use tracing::{Instrument as _, Span};
 
 use crate::homes::Owner;
 use crate::job::{ANSWER_TIMEOUT, Job, Step};
@@ -68,7 +70,8 @@ async fn claim(job: &mut Job<'_>, local: &LocalTarget) -> Result<Step, Step> {
 /// Commit point B, seen from here.
 async fn deliver(job: &mut Job<'_>, local: &LocalTarget, owner: Owner) -> Result<Step, Step> {
     let lane = LaneKey::Mbox(owner.shard);
-    let body = job.body().await?;
+    let span = span(job);
+    let body = job.body().instrument(span.clone()).await?;
     let quota_bytes = quota(job, local).await;
     // a repeat of a call that was not answered is the same command; a new attempt is a new one
     let cmd_id = match job.entry.unanswered {
@@ -90,10 +93,12 @@ async fn deliver(job: &mut Job<'_>, local: &LocalTarget, owner: Owner) -> Result
         }),
         cmd_id: Bytes::copy_from_slice(&cmd_id),
         tenant: local.tenant.clone(),
-        traceparent: job.work.traceparent.clone(),
+        traceparent: trace::traceparent(&span),
     };
     let mut mailboxes = (job.context.mailboxes)(owner.shard);
-    let reply = answer(lane, mailboxes.deliver(request)).await?;
+    let reply = answer(lane, mailboxes.deliver(request))
+        .instrument(span)
+        .await?;
     let Some(said) = reply.answer else {
         return Err(Step::Failed(lane, "empty answer".into()));
     };
@@ -116,6 +121,19 @@ async fn deliver(job: &mut Job<'_>, local: &LocalTarget, owner: Owner) -> Result
         // an earlier leader meant to route it elsewhere and did not come to it
         Answer::Voided(_) => reroute(job, local).await,
     }
+}
+
+/// Part of the mail's trace, if it has one.
+fn span(job: &Job<'_>) -> Span {
+    let traceparent = &job.work.traceparent;
+    if traceparent.is_empty() {
+        return Span::none();
+    }
+    let (queue_id, number) = job.work.key;
+    let span =
+        tracing::trace_span!(target: trace::TARGET, "delivery", %queue_id, recipient = number);
+    trace::follow(&span, traceparent);
+    span
 }
 
 /// Waits for an answer of what `lane` is for. No answer is our own trouble.

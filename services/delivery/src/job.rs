@@ -17,6 +17,7 @@ use hikyaku_proto::v1::{Body, Held, Record};
 use hikyaku_queue::bodies::body_in;
 use hikyaku_queue::machine::QueueMachine;
 use hikyaku_queue::work::Work;
+use hikyaku_serve::metrics;
 use hikyaku_shard::runtime::Shard;
 use prost::Message as _;
 
@@ -203,6 +204,7 @@ impl Job<'_> {
 
     /// Writes the postmaster's line about an attempt that settles nothing.
     pub fn attempted(&self, at: &str, reply: &Reply, reason: &str, next_attempt_ms: u64) {
+        metrics::DEFERRED.add(1);
         maillog::attempted(maillog::Attempted {
             queue_id: self.work.key.0,
             number: self.work.key.1,
@@ -217,6 +219,7 @@ impl Job<'_> {
 
     /// Writes the postmaster's line about how the recipient ended.
     pub fn settled(&self, outcome: &str, at: &str, reply: Option<&Reply>, reason: &str) {
+        metrics::SETTLED.count_value(outcome);
         maillog::settled(maillog::Settled {
             queue_id: self.work.key.0,
             number: self.work.key.1,

@@ -23,9 +23,11 @@ use hikyaku_queue::machine::QueueMachine;
 use hikyaku_shard::runtime::Shard;
 use hikyaku_smtp::command::MailParameters;
 use hikyaku_smtp::parameters::BodyType;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::Instrument as _;
 
 use crate::backend::Edge;
+use crate::observed::Observed;
 
 /// RFC 5321 gives a client ten minutes for the final dot; real ones give less.
 const DURABLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -39,6 +41,7 @@ pub(crate) struct Draft {
     pub(crate) envelope: Envelope,
     pub(crate) tenant: String,
     pub(crate) recipients: Vec<crate::recipient::Accepted>,
+    pub(crate) observed: Observed,
 }
 
 /// Ends a transaction: body, then the record.
@@ -48,6 +51,7 @@ pub(crate) async fn accept(
     draft: Draft,
     body: BodyWriter,
 ) -> Result<Reply, Rejection> {
+    let begun = Instant::now();
     let body = body.finish().await.map_err(|error| blob_refusal(&error))?;
     let id = draft.id;
     let accept = Accept {
@@ -60,11 +64,18 @@ pub(crate) async fn accept(
             .collect(),
         body: Some(body.clone()),
         tenant: draft.tenant,
+        traceparent: draft.observed.traceparent(),
         ..Accept::default()
     };
     // Commit point A: once this append is durable the mail is ours, whatever happens to this process.
-    match timeout(DURABLE_TIMEOUT, shard.append(Command::Accept(accept))).await {
-        Ok(Ok(_)) => Ok(Reply::new(250, (2, 0, 0), format!("queued as {id}"))),
+    let append = shard
+        .append(Command::Accept(accept))
+        .instrument(draft.observed.append());
+    match timeout(DURABLE_TIMEOUT, append).await {
+        Ok(Ok(_)) => {
+            draft.observed.accepted(body.size, begun.elapsed());
+            Ok(Reply::new(250, (2, 0, 0), format!("queued as {id}")))
+        }
         Ok(Err(AppendError::Unknown)) | Err(_) => {
             cancel(edge, shard.clone(), id);
             Err(Rejection::new(

@@ -12,6 +12,7 @@ use hikyaku_mail::reply::{Rejection, Reply};
 use hikyaku_mail::trace::Received;
 use hikyaku_queue::intake::{Closed, Intake};
 use hikyaku_queue::machine::QueueMachine;
+use hikyaku_serve::metrics;
 use hikyaku_serve::tasks::Tasks;
 use hikyaku_shard::ambient::SharedAmbient;
 use hikyaku_shard::runtime::Shard;
@@ -20,6 +21,7 @@ use hikyaku_smtp::command::{MailParameters, RcptParameters};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::accept::{self, Draft};
+use crate::observed::{self, Observed};
 use crate::recipient::{self, Accepted};
 
 /// Permits of the memory budget are this many octets each.
@@ -133,6 +135,7 @@ impl Backend for EdgeBackend {
                 envelope,
                 tenant: String::new(),
                 recipients: Vec::new(),
+                observed: Observed::new(),
             },
             paths: Vec::new(),
             body: None,
@@ -166,10 +169,12 @@ impl Backend for EdgeBackend {
             }
             Phase::Data => line.phase = "data",
         }
+        metrics::rejected(line.phase, line.reply.code);
         maillog::rejected(line);
     }
 
     fn ended(&self, peer: &Peer, end: End) {
+        observed::ended(end);
         tracing::debug!(session = peer.session, ?end, "session ended");
     }
 }
@@ -205,6 +210,7 @@ impl Transaction for Incoming {
     }
 
     async fn data(&mut self) -> Result<(), Rejection> {
+        self.draft.observed.begin(self.draft.id);
         let time_ms = self.edge.ambient.now_ms();
         self.draft.envelope.received_ms = time_ms;
         let tls = self

@@ -7,9 +7,11 @@
 //! * [`backend`]: the SMTP room's seam: sessions, budgets, the postmaster's log lines
 //! * [`recipient`]: RCPT: directory, then a recipient or a refusal
 //! * [`accept`]: content into a body, and commit point A
+//! * `observed`: figures and traces
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod accept;
 pub mod backend;
+mod observed;
 pub mod recipient;

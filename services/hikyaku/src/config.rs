@@ -36,6 +36,8 @@ pub struct Config {
     pub store: Store,
     /// Large bodies.
     pub blobs: Blobs,
+    /// Log lines, metrics, traces.
+    pub telemetry: Telemetry,
 }
 
 /// `[node]`
@@ -166,6 +168,44 @@ pub struct Blobs {
     pub keep_unnamed: Interval,
 }
 
+/// `[telemetry]`
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// How a log line is written.
+    pub log_format: LogFormat,
+    /// Which lines are written.
+    pub log_filter: String,
+    /// Where `/metrics`, `/healthz` and `/readyz` are answered.
+    pub metrics_listen: Option<SocketAddr>,
+    /// The OTLP collector that traces go to.
+    pub otlp_endpoint: Option<String>,
+    /// The part of mails that is traced.
+    pub otlp_ratio: f64,
+}
+
+/// `log_format`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// `key=value` pairs.
+    Logfmt,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Default for Telemetry {
+    fn default() -> Telemetry {
+        Telemetry {
+            log_format: LogFormat::Logfmt,
+            log_filter: "info".into(),
+            metrics_listen: None,
+            otlp_endpoint: None,
+            otlp_ratio: 1.0,
+        }
+    }
+}
+
 impl Default for Blobs {
     fn default() -> Blobs {
         Blobs {
@@ -188,6 +228,7 @@ impl Default for Config {
             log: Log::default(),
             store: Store::default(),
             blobs: Blobs::default(),
+            telemetry: Telemetry::default(),
         }
     }
 }
@@ -473,13 +514,20 @@ impl Config {
                 "directory.recipient_delimiter: expected one character, or none".into(),
             ));
         }
+        if !(0.0..=1.0).contains(&self.telemetry.otlp_ratio) {
+            wrong.push((
+                0,
+                "telemetry.otlp_ratio: expected a number from 0 to 1".into(),
+            ));
+        }
         let mut seen = BTreeSet::new();
         let listeners = self
             .smtp
             .listen
             .iter()
             .chain(&self.pop3.listen)
-            .chain(self.pop3.listen_tls.get_ref());
+            .chain(self.pop3.listen_tls.get_ref())
+            .chain(&self.telemetry.metrics_listen);
         for listener in listeners.filter(|listener| listener.port() != 0) {
             if !seen.insert(listener) {
                 wrong.push((0, format!("listen: {listener} is used twice")));
@@ -601,6 +649,8 @@ mod tests {
         reference.tls = None;
         reference.directory.postmaster = None;
         reference.directory.default_domain = None;
+        reference.telemetry.metrics_listen = None;
+        reference.telemetry.otlp_endpoint = None;
         assert_eq!(reference, Config::default());
     }
 

@@ -3,28 +3,43 @@
 //! # Layout, in the order a start goes through them
 //! * [`cli`]: what was asked
 //! * [`config`]: the file, checked as a whole
+//! * [`telemetry`]: log lines ([`lines`]) and traces
 //! * [`demo`]: a directory with everything a first try needs
 //! * [`lock`]: one process a data directory
 //! * [`ambient`]: clock and randomness
 //! * [`users`]: the directory file
 //! * [`shards`]: log, stores and state machines
 //! * [`node`]: every role, wired top to bottom
+//! * [`live`]: what new connections are served with
+//! * [`reload`]: configuration and certificates ([`certificates`]) read again, if [`changes`] allows
+//! * [`alarms`]: what an operator must look at
+//! * [`observe`]: metrics and health over HTTP
 //! * [`sweep`]: blobs that nobody names any more
 //! * [`archive`]: backups, for the admin service
 //! * [`operator`]: the other side of the admin socket
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+mod alarms;
 mod ambient;
 mod archive;
+mod certificates;
+mod changes;
 mod cli;
 mod config;
 mod demo;
+mod lines;
+mod live;
 mod lock;
 mod node;
+mod observe;
 mod operator;
+mod reload;
 mod shards;
 mod sweep;
+mod telemetry;
+#[cfg_attr(not(feature = "otlp"), path = "traces_off.rs")]
+mod traces;
 mod users;
 
 use std::path::{Path, PathBuf};
@@ -33,12 +48,14 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
 use hikyaku_directory::finding::Severity;
-use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
+use hikyaku_shard::ambient::Ambient;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::ambient::System;
 use crate::cli::{Cli, Command};
 use crate::config::Config;
-use crate::node::Node;
+use crate::node::{Node, Source};
+use crate::telemetry::Logging;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -61,10 +78,10 @@ fn run(command: Command) -> Result<()> {
         .build()
         .context("starting the runtime")?;
     match command {
-        Command::All { config } => runtime.block_on(serve(load(&config)?, |_| {})),
+        Command::All { config } => runtime.block_on(serve(&config, |_| {})),
         Command::Demo { dir, port_base } => {
             let file = demo::prepare(&dir, port_base)?;
-            runtime.block_on(serve(load(&file)?, |node| print_demo(node, &file)))
+            runtime.block_on(serve(&file, |node| print_demo(node, &file)))
         }
         Command::Check { file } => check(&file),
         Command::Route { question } => runtime.block_on(operator::route(question)),
@@ -78,17 +95,34 @@ fn load(file: &Path) -> Result<Config> {
     Config::load(file).map_err(|problems| anyhow!("{}", operator::join(&problems)))
 }
 
-/// Runs a node until it is told to stop or its log fails.
-async fn serve(config: Config, started: impl FnOnce(&Node)) -> Result<()> {
-    let filter = EnvFilter::try_from_env("HIKYAKU_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .init();
+/// Runs a node with the configuration in `file` until it is told to stop or its log fails.
+async fn serve(file: &Path, started: impl FnOnce(&Node)) -> Result<()> {
+    // before anything else: a signal that nobody waits for ends the process
+    let hangup = signal(SignalKind::hangup())?;
+    let config = load(file)?;
+    let (logging, traces) = Logging::start(&config.telemetry, &config.node.hostname.0)?;
+    let served = run_node(file, config, hangup, logging, started).await;
+    if let Some(traces) = traces {
+        traces.stop().await;
+    }
+    served
+}
+
+async fn run_node(
+    file: &Path,
+    config: Config,
+    hangup: Signal,
+    logging: Logging,
+    started: impl FnOnce(&Node),
+) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    let node = Node::start(config).await?;
+    let source = Source {
+        file: file.to_owned(),
+        hangup,
+        logging,
+    };
+    let node = Node::start(config, source).await?;
     for listener in node.listeners() {
         println!("{listener}");
     }
@@ -135,8 +169,18 @@ fn print_demo(node: &Node, file: &Path) {
 /// `hikyaku check`
 fn check(file: &Path) -> Result<()> {
     let config = load(file)?;
+    telemetry::filter(&config.telemetry)?;
     if let Some(files) = &config.tls {
-        hikyaku_serve::tls::acceptor(files.certificate.get_ref(), files.key.get_ref())?;
+        let now_s = i64::try_from(System.now_ms() / 1000)?;
+        let material =
+            certificates::load(files, None, now_s).map_err(|why| anyhow!("tls: {why}"))?;
+        let certificate = files.certificate.get_ref();
+        if let Some(why) = certificates::invalid(certificate, &material, now_s) {
+            bail!("tls: {why}");
+        }
+        if let Some(warning) = certificates::warning(certificate, &material, now_s) {
+            println!("{warning}");
+        }
     }
     let (directory, _) = users::load(&config)?;
     let table = directory.table();

@@ -6,19 +6,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use hikyaku_access::mailboxes::{Mailboxes, MailboxesOptions};
-use hikyaku_access::pop3::options::{Login, Pop3Options, Tls as Pop3Tls};
+use hikyaku_access::pop3::options::Tls as Pop3Tls;
 use hikyaku_access::pop3::server::{Pop3Deps, serve_pop3};
 use hikyaku_blob::Blobs;
 use hikyaku_blob::files::FileBlobs;
-use hikyaku_control::admin::AdminService;
+use hikyaku_control::admin::{AdminService, NodeAlarms};
 use hikyaku_control::queue::{LedQueue, Queues};
 use hikyaku_delivery::control::QueueControl;
 use hikyaku_delivery::leader::{DeliveryOptions, Deps, Leader};
 use hikyaku_delivery::placement::Placement;
 use hikyaku_delivery::schedule::Schedule;
 use hikyaku_directory::Directory;
+use hikyaku_directory::file::DirectoryFile;
 use hikyaku_directory::ldif_directory::LdifDirectory;
 use hikyaku_directory::throttle::{Throttle, ThrottleLimits};
 use hikyaku_edge::backend::{Edge, EdgeBackend};
@@ -35,26 +36,31 @@ use hikyaku_proto::v1::home_server::HomeServer;
 use hikyaku_proto::v1::mailbox_client::MailboxClient;
 use hikyaku_proto::v1::mailbox_server::MailboxServer;
 use hikyaku_queue::intake::Intake;
-use hikyaku_serve::listen::{ListenLimits, accept_loop};
+use hikyaku_serve::listen::accept_loop;
 use hikyaku_serve::tasks::Tasks;
-use hikyaku_serve::tls;
+use hikyaku_serve::tls::Material;
 use hikyaku_shard::ambient::SharedAmbient;
 use hikyaku_shard::lead;
 use hikyaku_smtp::backend::Peer;
-use hikyaku_smtp::options::Options as SmtpOptions;
 use hikyaku_smtp::server::{Tls as SmtpTls, serve_connection};
 use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::Signal;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::UnixListenerStream;
 
+use crate::alarms::Alarms;
 use crate::ambient::System;
 use crate::archive::{LocalArchive, LocalQueue};
 use crate::config::Config;
+use crate::live::{Live, Serving};
 use crate::lock::DirectoryLock;
+use crate::observe::{Observed, log_alarm};
 use crate::operator::SOCKET;
+use crate::reload::Reloader;
 use crate::shards::Shards;
 use crate::sweep::Sweep;
-use crate::users;
+use crate::telemetry::Logging;
+use crate::{certificates, users};
 
 /// Octets that one inline body needs over gRPC, and room to spare.
 const GRPC_BYTES_MAX: usize = 4 << 20;
@@ -68,7 +74,7 @@ pub struct Node {
     shards: Shards,
     listeners: Vec<String>,
     socket: PathBuf,
-    config: Config,
+    live: Arc<Live>,
     _lock: DirectoryLock,
 }
 
@@ -77,7 +83,7 @@ impl Node {
     ///
     /// # Errors
     /// When anything cannot start; nothing is left running then.
-    pub async fn start(config: Config) -> Result<Node> {
+    pub async fn start(config: Config, source: Source) -> Result<Node> {
         let lock = DirectoryLock::take(&config.node.data_dir)?;
         let (tasks, ground) = (Tasks::new(), Tasks::new());
         let started = Starting {
@@ -86,16 +92,21 @@ impl Node {
             ground: &ground,
             ambient: Arc::new(System),
         }
-        .run()
+        .run(source)
         .await;
         match started {
-            Ok((shards, listeners, socket)) => Ok(Node {
+            Ok(Started {
+                shards,
+                live,
+                listeners,
+                socket,
+            }) => Ok(Node {
                 tasks,
                 ground,
                 shards,
                 listeners,
                 socket,
-                config,
+                live,
                 _lock: lock,
             }),
             Err(error) => {
@@ -119,7 +130,8 @@ impl Node {
     /// Finishes what is under way, then stops.
     pub async fn stop(self) {
         let _ = std::fs::remove_file(&self.socket);
-        if !self.tasks.drain(self.config.node.drain_timeout.0).await {
+        let patience = self.live.serving().config.node.drain_timeout.0;
+        if !self.tasks.drain(patience).await {
             tracing::warn!(
                 "some connections or deliveries did not finish in time and were cut off; nothing accepted is lost"
             );
@@ -132,6 +144,23 @@ impl Node {
         });
         let _ = flushed.await;
     }
+}
+
+/// Where the configuration is from, and how it may change.
+pub struct Source {
+    /// The file.
+    pub file: PathBuf,
+    /// SIGHUP: the file is to be read again.
+    pub hangup: Signal,
+    /// The log, whose filter is in it.
+    pub logging: Logging,
+}
+
+struct Started {
+    shards: Shards,
+    live: Arc<Live>,
+    listeners: Vec<String>,
+    socket: PathBuf,
 }
 
 struct Starting<'a> {
@@ -170,7 +199,7 @@ impl Services {
 }
 
 impl Starting<'_> {
-    async fn run(self) -> Result<(Shards, Vec<String>, PathBuf)> {
+    async fn run(self, source: Source) -> Result<Started> {
         let Starting {
             config,
             tasks,
@@ -191,7 +220,11 @@ impl Starting<'_> {
         ) {
             tracing::warn!(line, "directory entry");
         }
-        let tls = self.tls()?;
+        let certificate = Reloader::watch(config);
+        let live = Arc::new(Live::new(Serving::new(
+            Arc::new(Config::clone(config)),
+            self.tls()?,
+        )));
         let blobs: Arc<dyn Blobs> = Arc::new(
             FileBlobs::open(&config.node.data_dir.join("blobs"))
                 .context("opening the blob store")?,
@@ -232,14 +265,21 @@ impl Starting<'_> {
             ),
             blobs: blobs.clone(),
         });
-        let mut listeners = self.listen_smtp(edge, tls.as_ref()).await?;
-        listeners.extend(self.listen_pop3(deps, tls).await?);
+        let mut listeners = self.listen_smtp(edge, &live).await?;
+        listeners.extend(self.listen_pop3(deps, &live).await?);
+        let alarms = Alarms::default();
+        let node_alarms = node_alarms(&alarms, &file, &shards, config.log.bytes_max.0);
+        listeners.extend(
+            self.listen_metrics(&shards, &live, node_alarms.clone())
+                .await?,
+        );
         let socket = self.listen_admin(
             &shards,
             &services,
             directory.clone(),
             queue,
             listeners.clone(),
+            node_alarms,
         )?;
         Sweep {
             blobs: blobs.clone(),
@@ -254,9 +294,25 @@ impl Starting<'_> {
             ambient.clone(),
             config.directory.ldif.get_ref().clone(),
             read,
-            file,
+            file.clone(),
         );
-        Ok((shards, listeners, socket))
+        Reloader {
+            file: source.file,
+            live: live.clone(),
+            directory: file,
+            logging: source.logging,
+            alarms,
+            ambient: ambient.clone(),
+            hangup: source.hangup,
+            certificate,
+        }
+        .start(tasks);
+        Ok(Started {
+            shards,
+            live,
+            listeners,
+            socket,
+        })
     }
 
     /// Leads every shard of this machine: there is nobody else.
@@ -300,51 +356,43 @@ impl Starting<'_> {
         Leader::start(self.tasks, shards.incoming.clone(), deps, options)
     }
 
-    fn tls(&self) -> Result<Option<TlsAcceptor>> {
+    fn tls(&self) -> Result<Option<Material>> {
         let Some(files) = &self.config.tls else {
             return Ok(None);
         };
-        let acceptor =
-            tls::acceptor(files.certificate.get_ref(), files.key.get_ref()).context("tls")?;
-        Ok(Some(acceptor))
+        let now_s = i64::try_from(self.ambient.now_ms() / 1000).unwrap_or(i64::MAX);
+        // one that has expired is better than none: it is an alarm
+        let material =
+            certificates::load(files, None, now_s).map_err(|why| anyhow!("tls: {why}"))?;
+        Ok(Some(material))
     }
 
-    async fn listen_smtp(&self, edge: Arc<Edge>, tls: Option<&TlsAcceptor>) -> Result<Vec<String>> {
-        let smtp = &self.config.smtp;
-        let options = Arc::new(SmtpOptions {
-            content_bytes_max: smtp.message_bytes_max.0,
-            recipients_max: smtp.recipients_max,
-            ..SmtpOptions::new(edge.host_name.clone())
-        });
-        let limits = limits(smtp.connections_max, smtp.connections_per_source_max);
+    async fn listen_smtp(&self, edge: Arc<Edge>, live: &Arc<Live>) -> Result<Vec<String>> {
         let backend = Arc::new(EdgeBackend(edge));
         let sessions = Arc::new(AtomicU64::new(1));
         let name: Arc<str> = "smtp".into();
         let mut opened = Vec::new();
-        for &address in &smtp.listen {
+        for &address in &self.config.smtp.listen {
             let (listener, line) = bind("smtp", address).await?;
             opened.push(line);
-            let tls = tls.map_or(SmtpTls::Off, |acceptor| SmtpTls::StartTls(acceptor.clone()));
-            let (backend, options, sessions, name) = (
-                backend.clone(),
-                options.clone(),
-                sessions.clone(),
-                name.clone(),
-            );
-            let drain = self.tasks.draining();
+            let (backend, sessions, name) = (backend.clone(), sessions.clone(), name.clone());
+            let (live, drain) = (live.clone(), self.tasks.draining());
+            let gate = live.smtp_gate.clone();
             accept_loop(
                 self.tasks,
                 "smtp",
                 listener,
-                limits,
+                gate,
                 move |stream, address| {
-                    let peer = Peer::new(
-                        sessions.fetch_add(1, Ordering::Relaxed),
-                        address,
-                        name.clone(),
-                    );
-                    let (backend, options, tls, drain) =
-                        (backend.clone(), options.clone(), tls.clone(), drain.clone());
+                    let number = sessions.fetch_add(1, Ordering::Relaxed);
+                    let peer = Peer::new(number, address, name.clone());
+                    let (backend, drain, serving) =
+                        (backend.clone(), drain.clone(), live.serving());
+                    let tls = match &serving.tls {
+                        Some(material) => SmtpTls::StartTls(material.acceptor.clone()),
+                        None => SmtpTls::Off,
+                    };
+                    let options = serving.smtp.clone();
                     async move { serve_connection(stream, peer, &*backend, &options, tls, &drain).await }
                 },
             );
@@ -352,50 +400,65 @@ impl Starting<'_> {
         Ok(opened)
     }
 
-    async fn listen_pop3(
-        &self,
-        deps: Arc<Pop3Deps>,
-        tls: Option<TlsAcceptor>,
-    ) -> Result<Vec<String>> {
+    async fn listen_pop3(&self, deps: Arc<Pop3Deps>, live: &Arc<Live>) -> Result<Vec<String>> {
         let pop3 = &self.config.pop3;
-        let login = if pop3.cleartext_login {
-            Login::Cleartext
-        } else {
-            Login::TlsOnly
-        };
-        let options = Arc::new(Pop3Options {
-            login,
-            ..Pop3Options::default()
-        });
-        let limits = limits(pop3.connections_max, pop3.connections_per_source_max);
-        let start_tls = tls.clone().map_or(Pop3Tls::Off, Pop3Tls::StartTls);
-        let implicit = tls.map_or(Pop3Tls::Off, Pop3Tls::Implicit);
+        let start_tls: fn(TlsAcceptor) -> Pop3Tls = Pop3Tls::StartTls;
+        let implicit: fn(TlsAcceptor) -> Pop3Tls = Pop3Tls::Implicit;
         let clear = pop3
             .listen
             .iter()
-            .map(|&address| ("pop3", address, start_tls.clone()));
+            .map(|&address| ("pop3", address, start_tls));
         let covered = pop3
             .listen_tls
             .get_ref()
             .iter()
-            .map(|&address| ("pop3s", address, implicit.clone()));
+            .map(|&address| ("pop3s", address, implicit));
         let mut opened = Vec::new();
         for (name, address, tls) in clear.chain(covered) {
             let (listener, line) = bind(name, address).await?;
             opened.push(line);
-            let (deps, options, drain) = (deps.clone(), options.clone(), self.tasks.draining());
-            accept_loop(self.tasks, name, listener, limits, move |stream, peer| {
+            let (deps, live, drain) = (deps.clone(), live.clone(), self.tasks.draining());
+            let gate = live.pop3_gate.clone();
+            accept_loop(self.tasks, name, listener, gate, move |stream, peer| {
+                let serving = live.serving();
+                let tls = match &serving.tls {
+                    Some(material) => tls(material.acceptor.clone()),
+                    None => Pop3Tls::Off,
+                };
                 serve_pop3(
                     stream,
                     peer,
                     deps.clone(),
-                    options.clone(),
-                    tls.clone(),
+                    serving.pop3.clone(),
+                    tls,
                     drain.clone(),
                 )
             });
         }
         Ok(opened)
+    }
+
+    async fn listen_metrics(
+        &self,
+        shards: &Shards,
+        live: &Arc<Live>,
+        alarms: NodeAlarms,
+    ) -> Result<Option<String>> {
+        let Some(address) = self.config.telemetry.metrics_listen else {
+            return Ok(None);
+        };
+        let (listener, line) = bind("metrics", address).await?;
+        let observed = Observed {
+            intake: Intake::new(&shards.incoming),
+            wal: shards.wal.clone(),
+            home: shards.home.clone(),
+            mailboxes: shards.mailboxes.clone(),
+            live: live.clone(),
+            alarms,
+            tasks: self.tasks.clone(),
+        };
+        Arc::new(observed).serve(listener);
+        Ok(Some(line))
     }
 
     fn listen_admin(
@@ -405,6 +468,7 @@ impl Starting<'_> {
         directory: Arc<LdifDirectory>,
         queue: QueueControl,
         listeners: Vec<String>,
+        alarms: NodeAlarms,
     ) -> Result<PathBuf> {
         let path = self.config.node.data_dir.join(SOCKET);
         // the directory is locked, so a socket that is there is a dead process's
@@ -427,6 +491,7 @@ impl Starting<'_> {
                 mailboxes: services.mailboxes.clone(),
             }),
             listeners,
+            alarms,
         };
         let service = AdminServer::new(service).max_decoding_message_size(GRPC_BYTES_MAX);
         let draining = self.tasks.draining();
@@ -470,9 +535,18 @@ async fn bind(name: &str, address: SocketAddr) -> Result<(TcpListener, String)> 
     Ok((listener, format!("{name} {bound}")))
 }
 
-fn limits(connections_max: u32, per_source_max: u32) -> ListenLimits {
-    ListenLimits {
-        connections_max: connections_max as usize,
-        connections_per_source_max: per_source_max as usize,
-    }
+/// Whatever is no shard's: configuration, certificate, directory, a log that fills up.
+fn node_alarms(
+    alarms: &Alarms,
+    file: &Arc<DirectoryFile>,
+    shards: &Shards,
+    log_bytes_max: u64,
+) -> NodeAlarms {
+    let (alarms, file, wal) = (alarms.clone(), file.clone(), shards.wal.clone());
+    Arc::new(move || {
+        let mut lines = alarms.list();
+        lines.extend(file.alarm());
+        lines.extend(log_alarm(&wal, log_bytes_max));
+        lines
+    })
 }

@@ -14,6 +14,7 @@ use hikyaku_mail::id::MessageId;
 use hikyaku_mbox::blobs::keep_named_blobs;
 use hikyaku_mbox::mailbox::MailboxService;
 use hikyaku_queue::machine::QueueMachine;
+use hikyaku_serve::metrics;
 use hikyaku_serve::tasks::Tasks;
 use hikyaku_shard::runtime::Shard;
 use tokio::time::{Instant, sleep};
@@ -46,7 +47,10 @@ impl Sweep {
                 }
                 match self.look(&mut unnamed_since).await {
                     Ok(0) => {}
-                    Ok(deleted) => tracing::info!(deleted, "blobs that nobody names deleted"),
+                    Ok(deleted) => {
+                        metrics::BLOBS_DELETED.add(deleted as u64);
+                        tracing::info!(deleted, "blobs that nobody names deleted");
+                    }
                     Err(error) => tracing::warn!(%error, "the blob sweep could not look everywhere; nothing deleted"),
                 }
             }
@@ -56,6 +60,7 @@ impl Sweep {
     /// One look; answers how many were deleted.
     async fn look(&self, unnamed_since: &mut BTreeMap<MessageId, Instant>) -> Result<usize> {
         let mut unnamed: BTreeSet<MessageId> = self.blobs.list().await?.into_iter().collect();
+        metrics::BLOBS.set(unnamed.len() as u64);
         if unnamed.is_empty() {
             unnamed_since.clear();
             return Ok(0);

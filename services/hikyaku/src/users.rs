@@ -28,7 +28,7 @@ const NEVER: Stamp = Stamp {
 };
 
 /// What the configuration says about the directory.
-fn settings(config: &Config) -> Settings {
+pub fn settings(config: &Config) -> Settings {
     let mboxes: Vec<&str> = config.mbox.keys().map(String::as_str).collect();
     let domain = match (
         &config.directory.default_domain,

@@ -6,9 +6,11 @@ use hikyaku_proto::v1::{
     Busy, Deliver, DeliverReply, DeliverRequest, Disabled, NotOwner, OpenAccount, OverQuota,
     Stored, Void, VoidReply, VoidRequest, Voided, body, deliver_reply, void_reply,
 };
+use hikyaku_serve::trace;
 use hikyaku_store::machine::{Answer, StoredAt};
 use hikyaku_store::read::{self, Account};
 use tonic::Status;
+use tracing::{Instrument as _, Span};
 
 use crate::mailbox::{MailboxService, ServedShard};
 use crate::status;
@@ -48,7 +50,10 @@ impl MailboxService {
         if deliver.generation == 0 {
             deliver.generation = generation;
         }
-        let proposal = self.propose(served, cmd_id, Command::Deliver(deliver));
+        let span = span(&request.traceparent);
+        let proposal = self
+            .propose(served, cmd_id, Command::Deliver(deliver))
+            .instrument(span);
         let answer = proposal.await.map_err(|error| status::of_propose(&error))?;
         Ok(reply(match answer {
             Answer::Delivered(at) => deliver_reply::Answer::Delivered(stored(at)),
@@ -127,6 +132,16 @@ impl MailboxService {
             answer: Some(answer),
         })
     }
+}
+
+/// Part of the mail's trace, if it has one.
+fn span(traceparent: &str) -> Span {
+    if traceparent.is_empty() {
+        return Span::none();
+    }
+    let span = tracing::trace_span!(target: trace::TARGET, "mbox");
+    trace::follow(&span, traceparent);
+    span
 }
 
 fn check(deliver: &Deliver) -> Result<(), Status> {

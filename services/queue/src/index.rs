@@ -76,6 +76,11 @@ impl Index {
         &self.tallies
     }
 
+    /// Recipients that the leader is trying.
+    pub fn taken(&self) -> &BTreeSet<RecipientKey> {
+        &self.taken
+    }
+
     /// The hash over all live messages.
     pub fn hash(&self) -> [u8; 32] {
         self.hash.to_bytes()

@@ -24,7 +24,44 @@ pub struct Listed {
     pub total: u64,
 }
 
+/// How many recipients are in each stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Accepted, not tried yet.
+    pub incoming: u64,
+    /// Being tried.
+    pub active: u64,
+    /// To be tried again later.
+    pub deferred: u64,
+    /// Waiting for an operator.
+    pub hold: u64,
+}
+
 impl QueueMachine {
+    /// Counts recipients by stage; takes as long as there are tenants and recipients being tried, not messages.
+    pub fn census(&self) -> Census {
+        let mut census = Census::default();
+        for tally in self.index.tallies().values() {
+            census.incoming += tally.incoming;
+            census.deferred += tally.deferred;
+            census.hold += tally.hold;
+        }
+        for (id, number) in self.index.taken() {
+            let slot = self
+                .index
+                .message(*id)
+                .and_then(|message| message.slots.get(*number as usize));
+            let stage = match slot {
+                Some(slot) if slot.state.attempts == 0 => &mut census.incoming,
+                Some(_) => &mut census.deferred,
+                None => continue,
+            };
+            *stage = stage.saturating_sub(1);
+            census.active += 1;
+        }
+        census
+    }
+
     /// The messages that match `request`. An unknown stage matches nothing.
     pub fn list(&self, request: &QueueListRequest, now_ms: u64) -> Listed {
         let limit = match request.limit {

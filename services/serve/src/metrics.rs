@@ -181,6 +181,33 @@ pub static SMTP_COMMIT_SECONDS: Histogram = Histogram::new(
     "hikyaku_smtp_commit_seconds",
     "From the end of the content to 250: what we take to make a mail durable",
 );
+/// A figure that is known now and then.
+pub struct Gauge {
+    name: &'static str,
+    help: &'static str,
+    value: AtomicU64,
+}
+
+impl Gauge {
+    const fn new(name: &'static str, help: &'static str) -> Gauge {
+        Gauge {
+            name,
+            help,
+            value: AtomicU64::new(0),
+        }
+    }
+
+    /// It is `value` now.
+    pub fn set(&self, value: u64) {
+        self.value.store(value, Ordering::Relaxed);
+    }
+
+    fn render(&self, page: &mut String) {
+        head(page, self.name, self.help, "gauge");
+        let _ = writeln!(page, "{} {}", self.name, self.value.load(Ordering::Relaxed));
+    }
+}
+
 /// How recipients ended.
 pub static SETTLED: Family<7> = Family::new(
     "hikyaku_recipients_settled_total",
@@ -245,6 +272,11 @@ pub static RELOADS: Family<5> = Family::new(
         r#"what="other",result="other""#,
     ],
 );
+/// Blobs the sweep has seen.
+pub static BLOBS: Gauge = Gauge::new(
+    "hikyaku_blobs",
+    "Large bodies at the last look of the sweep",
+);
 /// Blobs deleted by the sweep.
 pub static BLOBS_DELETED: Family<1> = Family::new(
     "hikyaku_blobs_deleted_total",
@@ -272,6 +304,7 @@ pub fn render(page: &mut String) {
     DOUBLE_BOUNCES.render(page);
     POP3_LOGINS.render(page);
     RELOADS.render(page);
+    BLOBS.render(page);
     BLOBS_DELETED.render(page);
 }
 

@@ -12,6 +12,7 @@ use hikyaku_blob::BlobError;
 use hikyaku_blob::body::BodyReader;
 use hikyaku_directory::throttle::Admission;
 use hikyaku_directory::{Account, LoginError, Unavailable};
+use hikyaku_serve::metrics;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -207,11 +208,12 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
         let refused = match self.visit.open(user, password).await {
             Ok((account, maildrop)) => {
                 let messages = maildrop.count();
-                tracing::info!(target: "access", account = %account.id, login = ?user, %peer, tls, messages, "login ok");
+                tracing::info!(target: "access", account = %account.id, login = user, %peer, tls, messages, "login ok");
                 self.wire.reply(&Reply::ok(format!(
                     "maildrop has {messages} messages ({} octets)",
                     maildrop.octets()
                 )));
+                metrics::POP3_LOGINS.count_value("ok");
                 self.visit.account = Some(account.id);
                 self.session = Session::Transaction(maildrop);
                 return Ok(());
@@ -242,7 +244,11 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
                 )
             }
         };
-        tracing::info!(target: "access", login = ?user, %peer, tls, reason, "login failed");
+        metrics::POP3_LOGINS.count_value(match refused {
+            Refused::Unavailable(_) => "unavailable",
+            Refused::Wrong | Refused::Closed | Refused::Throttled => reason,
+        });
+        tracing::info!(target: "access", login = user, %peer, tls, reason, "login failed");
         if !matches!(refused, Refused::Unavailable(_)) {
             self.visit.delay_failure().await;
         }

@@ -1,0 +1,67 @@
+//! What one mail leaves in figures and traces on its way in.
+
+use std::time::Duration;
+
+use hikyaku_mail::id::MessageId;
+use hikyaku_serve::{metrics, trace};
+use hikyaku_smtp::backend::End;
+use tokio::time::Instant;
+use tracing::Span;
+
+/// One mail, from the go-ahead for its content on.
+#[derive(Debug)]
+pub(crate) struct Observed {
+    began: Option<Instant>,
+    span: Span,
+}
+
+impl Observed {
+    /// Its content has not begun.
+    pub(crate) fn new() -> Observed {
+        Observed {
+            began: None,
+            span: Span::none(),
+        }
+    }
+
+    /// The content may come.
+    pub(crate) fn begin(&mut self, id: MessageId) {
+        self.began = Some(Instant::now());
+        self.span = tracing::trace_span!(target: trace::TARGET, "edge", queue_id = %id);
+    }
+
+    /// The span for the record's way into the log.
+    pub(crate) fn append(&self) -> Span {
+        if self.span.is_disabled() {
+            return Span::none();
+        }
+        tracing::trace_span!(target: trace::TARGET, parent: &self.span, "log append")
+    }
+
+    /// What the record carries.
+    pub(crate) fn traceparent(&self) -> String {
+        trace::traceparent(&self.span)
+    }
+
+    /// It is durable; that took `committing`.
+    pub(crate) fn accepted(&self, size: u64, committing: Duration) {
+        metrics::SMTP_ACCEPTED.add(1);
+        metrics::SMTP_ACCEPTED_BYTES.add(size);
+        metrics::SMTP_COMMIT_SECONDS.observe(committing);
+        if let Some(began) = self.began {
+            metrics::SMTP_DATA_SECONDS.observe(began.elapsed());
+        }
+    }
+}
+
+/// Counts how a session ended.
+pub(crate) fn ended(end: End) {
+    metrics::SMTP_ENDED.count_value(match end {
+        End::Quit => "quit",
+        End::Disconnected => "disconnected",
+        End::TimedOut => "timed-out",
+        End::Refused => "refused",
+        End::Drained => "drained",
+        End::HandshakeFailed => "handshake-failed",
+    });
+}
