@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hikyaku_blob::Blobs;
-use hikyaku_blob::body::{BodyWriter, INLINE_MAX};
+use hikyaku_blob::body::BodyWriter;
 use hikyaku_directory::Directory;
 use hikyaku_mail::id::MessageId;
 use hikyaku_mail::maillog::{self, Queued, Rejected};
@@ -18,16 +18,13 @@ use hikyaku_shard::ambient::SharedAmbient;
 use hikyaku_shard::runtime::Shard;
 use hikyaku_smtp::backend::{Abort, Backend, End, Peer, Phase, Transaction};
 use hikyaku_smtp::command::{MailParameters, RcptParameters};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use crate::accept::{self, Draft};
+use crate::budget::{self, Reservation};
+use crate::header::ReturnPathFilter;
 use crate::observed::{self, Observed};
 use crate::recipient::{self, Accepted};
-
-/// Permits of the memory budget are this many octets each.
-const PERMIT_BYTES: usize = 1024;
-/// A transaction's own memory besides its content: buffers, recipients, the record being encoded.
-const TRANSACTION_BYTES: usize = 32 * 1024;
 
 /// Everything the edge needs; shared by all sessions.
 pub struct Edge {
@@ -50,9 +47,7 @@ pub struct Edge {
 impl Edge {
     /// A budget of `bytes` for [`Edge::memory`].
     pub fn memory_budget(bytes: usize) -> Arc<Semaphore> {
-        Arc::new(Semaphore::new(
-            (bytes / PERMIT_BYTES).min(Semaphore::MAX_PERMITS),
-        ))
+        budget::memory(bytes)
     }
 
     /// The shard for a session's next mail: its own while that is well, else the next one that is.
@@ -106,18 +101,8 @@ impl Backend for EdgeBackend {
                 return Err(Rejection::new(accept::no_space(), "the queue is full"));
             }
         };
-        let content = mail
-            .size
-            .and_then(|size| usize::try_from(size).ok())
-            .unwrap_or(INLINE_MAX)
-            .min(INLINE_MAX);
-        let permits =
-            u32::try_from((content + TRANSACTION_BYTES) / PERMIT_BYTES).unwrap_or(u32::MAX);
-        let Ok(budget) = edge.memory.clone().try_acquire_many_owned(permits) else {
-            return Err(Rejection::new(
-                accept::no_space(),
-                "no memory left for incoming mail",
-            ));
+        let Some(reservation) = Reservation::begin(&edge.memory, mail.size) else {
+            return Err(no_memory());
         };
         let id = MessageId::new(shard.id(), edge.ambient.now_ms(), edge.ambient.random());
         let helo = peer
@@ -138,8 +123,9 @@ impl Backend for EdgeBackend {
                 observed: Observed::new(),
             },
             paths: Vec::new(),
+            filter: ReturnPathFilter::default(),
             body: None,
-            _budget: budget,
+            reservation,
         })
     }
 
@@ -186,8 +172,9 @@ pub struct Incoming {
     shard: Shard<QueueMachine>,
     draft: Draft,
     paths: Vec<ForwardPath>,
+    filter: ReturnPathFilter,
     body: Option<BodyWriter>,
-    _budget: OwnedSemaphorePermit,
+    reservation: Reservation,
 }
 
 impl Incoming {
@@ -199,6 +186,26 @@ impl Incoming {
         self.paths.push(path.clone());
         Reply::new(250, (2, 1, 5), "recipient ok")
     }
+
+    async fn write(&mut self, piece: &[u8]) -> Result<(), Rejection> {
+        let Some(body) = &mut self.body else {
+            return Err(lost_body());
+        };
+        let written = if self
+            .reservation
+            .hold_content(body.size() + piece.len() as u64)
+        {
+            body.write(piece)
+                .await
+                .map_err(|error| accept::blob_refusal(&error))
+        } else {
+            Err(no_memory())
+        };
+        if written.is_err() {
+            self.body = None;
+        }
+        written
+    }
 }
 
 impl Transaction for Incoming {
@@ -206,6 +213,9 @@ impl Transaction for Incoming {
         let path = &rcpt.forward_path;
         let mut accepted = recipient::decide(&*self.edge.directory, path).await?;
         recipient::note(&mut accepted, rcpt);
+        if !self.reservation.add_recipient(&accepted) {
+            return Err(no_memory());
+        }
         Ok(self.take(path, accepted))
     }
 
@@ -238,19 +248,18 @@ impl Transaction for Incoming {
     }
 
     async fn chunk(&mut self, chunk: &[u8]) -> Result<(), Rejection> {
-        let Some(body) = &mut self.body else {
-            return Err(lost_body());
-        };
-        match body.write(chunk).await {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                self.body = None;
-                Err(accept::blob_refusal(&error))
-            }
+        if self.filter.is_over() {
+            return self.write(chunk).await;
         }
+        for piece in self.filter.push(chunk) {
+            self.write(&piece).await?;
+        }
+        Ok(())
     }
 
     async fn finish(mut self) -> Result<Reply, Rejection> {
+        let held = self.filter.end();
+        self.write(&held).await?;
         let Some(body) = self.body.take() else {
             return Err(lost_body());
         };
@@ -274,6 +283,10 @@ impl Transaction for Incoming {
     fn abort(self, reason: Abort) {
         tracing::debug!(session = self.peer.session, queue_id = %self.draft.id, ?reason, "mail dropped before its end");
     }
+}
+
+fn no_memory() -> Rejection {
+    Rejection::new(accept::no_space(), "no memory left for incoming mail")
 }
 
 fn lost_body() -> Rejection {

@@ -6,6 +6,8 @@
 //! # Layout, in the order a mail meets them
 //! * [`backend`]: the SMTP room's seam: sessions, budgets, the postmaster's log lines
 //! * [`recipient`]: RCPT: directory, then a recipient or a refusal
+//! * [`budget`]: the memory of a transaction
+//! * [`header`]: Return-Path out of the content
 //! * [`accept`]: content into a body, and commit point A
 //! * `observed`: figures and traces
 
@@ -13,5 +15,7 @@
 
 pub mod accept;
 pub mod backend;
+pub mod budget;
+pub mod header;
 mod observed;
 pub mod recipient;

@@ -7,6 +7,7 @@
 //! # Layout, in the order a byte meets them
 //! * [`backend`]: the seam to the edge, and what it learns about the peer
 //! * [`options`]: limits and deadlines
+//! * [`proxy`]: the client's address from a load balancer
 //! * [`input`]: lines out of bytes
 //! * [`command`]: commands out of lines
 //! * [`parameters`]: what MAIL and RCPT may ask for
@@ -23,6 +24,7 @@ pub mod input;
 pub mod options;
 mod pace;
 pub mod parameters;
+pub mod proxy;
 pub mod server;
 pub mod session;
 mod wire;

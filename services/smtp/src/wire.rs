@@ -135,7 +135,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire<S> {
         match timeout(self.write_timeout, write).await {
             Ok(Ok(())) => {
                 output.clear();
-                self.output = output;
+                // a connection that has been answered much does not hold on to it
+                if output.capacity() <= COMMAND_BYTES {
+                    self.output = output;
+                }
                 Ok(())
             }
             Ok(Err(_)) => Err(End::Disconnected),
@@ -161,5 +164,110 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire<S> {
             }
         };
         let _ = timeout(LINGER, linger).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Buf;
+    use hikyaku_mail::reply::Reply;
+    use tokio::io::AsyncWriteExt;
+
+    use super::{BLOCK_BYTES, COMMAND_BYTES, OUTPUT_BYTES_MAX, Wire};
+    use crate::input::Line;
+
+    /// What `docs/LIMITS.md` states for the input, between commands and in a content.
+    const INPUT_IDLE_BYTES: usize = 16 << 10;
+    const INPUT_CONTENT_BYTES: usize = 2 * (BLOCK_BYTES + COMMAND_BYTES);
+
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, bound: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            usize::try_from(self.0 >> 11).unwrap() % bound
+        }
+    }
+
+    /// Octets the input's buffer really has, also in front of what is left of it.
+    fn allocated(wire: Wire<tokio::io::DuplexStream>) -> usize {
+        Vec::from(wire.input).capacity()
+    }
+
+    #[tokio::test]
+    async fn a_connection_holds_no_more_than_stated() {
+        let mut most = [0; 2];
+        for seed in 1..2000_u64 {
+            let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+            let (mut client, server) = tokio::io::duplex(256 << 10);
+            let mut wire = Wire::new(server, Duration::from_secs(1));
+            let mut in_content = false;
+            'dialogue: for _ in 0..random.below(12) {
+                let unit =
+                    ["NOOP\r\n", "x", &"y".repeat(1000), "BDAT 1\r\nx"][random.below(4)].to_owned();
+                let sent = unit
+                    .repeat(1 + random.below((128 << 10) / unit.len()) / (1 + random.below(40)));
+                client.write_all(sent.as_bytes()).await.unwrap();
+                let mut left = sent.len();
+                while left > 0 {
+                    in_content = random.below(2) == 0;
+                    if in_content {
+                        left -= wire.fill(BLOCK_BYTES).await.unwrap();
+                        // a content takes all there is, or it is over
+                        if random.below(3) > 0 {
+                            wire.input.clear();
+                            continue;
+                        }
+                        wire.input.advance(random.below(wire.input.len() + 1));
+                        in_content = false;
+                    }
+                    wire.shrink();
+                    // as the server does: it reads only when there is no line, and ends when there is none in sight
+                    while let Some(line) = wire.cut_line() {
+                        if matches!(line, Line::Malformed | Line::Endless) {
+                            break 'dialogue;
+                        }
+                    }
+                    if left > 0 {
+                        left -= wire.fill(COMMAND_BYTES).await.unwrap();
+                    }
+                }
+            }
+            most[usize::from(in_content)] = most[usize::from(in_content)].max(allocated(wire));
+        }
+        println!("idle {} octets, in a content {} octets", most[0], most[1]);
+        // what a content leaves behind for the next command is at most one block, and is used up before more is read
+        assert!(
+            most[0] <= INPUT_CONTENT_BYTES && most[1] <= INPUT_CONTENT_BYTES,
+            "{most:?}"
+        );
+        assert!(most[1] >= BLOCK_BYTES);
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_gives_back_what_it_used() {
+        let (mut client, server) = tokio::io::duplex(1 << 20);
+        let mut wire = Wire::new(server, Duration::from_secs(1));
+        client.write_all(&[b'x'; BLOCK_BYTES]).await.unwrap();
+        assert_eq!(wire.fill(BLOCK_BYTES).await.unwrap(), BLOCK_BYTES);
+        wire.input.clear();
+        wire.shrink();
+        client.write_all(&b"NOOP\r\n".repeat(100)).await.unwrap();
+        wire.fill(COMMAND_BYTES).await.unwrap();
+        while wire.cut_line().is_some() {}
+        let reply = Reply::new(250, (2, 0, 0), "x".repeat(80));
+        let mut output = 0;
+        while !wire.is_full() {
+            wire.gather(&reply);
+            output = output.max(wire.output.capacity());
+        }
+        assert!(output <= 2 * OUTPUT_BYTES_MAX + 1024, "{output}");
+        wire.flush().await.unwrap();
+        assert!(wire.output.capacity() <= COMMAND_BYTES);
+        assert!(allocated(wire) <= INPUT_IDLE_BYTES);
     }
 }
