@@ -16,6 +16,7 @@ use hikyaku_proto::v1::{
     QueueListRequest, QueueOperateRequest, QueueShowRequest, QueuedMessage, RecipientState,
     RouteExplainRequest, ShardPiece, ShardSnapshotRequest, StatusRequest,
 };
+use hikyaku_store::export::{PieceError, Verifier};
 use hyper_util::rt::TokioIo;
 use prost::Message;
 use tokio::net::UnixStream;
@@ -415,18 +416,10 @@ async fn restore(target: &Target, file: &Path) -> Result<()> {
 
 /// Reads the whole file once before anything is sent: a damaged backup changes nothing.
 fn check_snapshot(file: &Path) -> Result<()> {
-    let mut complete = false;
-    for_each_piece(file, |piece| {
-        complete = matches!(piece.piece, Some(Piece::Trailer(_)));
-        Ok(())
-    })?;
-    if !complete {
-        bail!(
-            "{}: the snapshot has no end: it is not whole",
-            file.display()
-        );
-    }
-    Ok(())
+    let damaged = |error: PieceError| anyhow!("{}: {error}", file.display());
+    let mut verifier = Verifier::default();
+    for_each_piece(file, |piece| verifier.piece(&piece).map_err(damaged))?;
+    verifier.end().map_err(damaged)
 }
 
 fn for_each_piece(file: &Path, mut take: impl FnMut(ShardPiece) -> Result<()>) -> Result<()> {
