@@ -2,13 +2,14 @@
 //!
 //! A file is read as a whole or not at all. What is wrong is said with file, line, key and what is allowed.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hikyaku_mail::path::{Mailbox, normal_domain};
+use hikyaku_smtp::proxy::Network;
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
@@ -80,6 +81,12 @@ pub struct Mbox {
 pub struct Smtp {
     /// Addresses that take mail.
     pub listen: Vec<SocketAddr>,
+    /// Addresses that speak TLS from the first byte.
+    pub listen_tls: Spanned<Vec<SocketAddr>>,
+    /// Those of them that load balancers connect to.
+    pub proxy_protocol: Spanned<Vec<SocketAddr>>,
+    /// Where the load balancers are.
+    pub proxy_networks: Vec<Net>,
     /// The largest message.
     pub message_bytes_max: Bytes,
     /// Recipients of one transaction.
@@ -258,6 +265,9 @@ impl Default for Smtp {
     fn default() -> Smtp {
         Smtp {
             listen: Vec::new(),
+            listen_tls: Spanned::new(0..0, Vec::new()),
+            proxy_protocol: Spanned::new(0..0, Vec::new()),
+            proxy_networks: Vec::new(),
             message_bytes_max: Bytes(50 << 20),
             recipients_max: 1000,
             connections_max: 2000,
@@ -409,6 +419,18 @@ impl<'de> Deserialize<'de> for Address {
     }
 }
 
+/// A network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Net(pub Network);
+
+impl<'de> Deserialize<'de> for Net {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Net, D::Error> {
+        let error = || serde::de::Error::custom("expected a network such as \"192.0.2.0/24\"");
+        let text = String::deserialize(deserializer).map_err(|_| error())?;
+        text.parse().map(Net).map_err(|_| error())
+    }
+}
+
 /// One thing wrong with a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -464,7 +486,7 @@ impl Config {
             return Ok(config);
         }
         let located = |(offset, what): (usize, String)| match offset {
-            0 => problem(0, what),
+            0 => problem(line_setting(text, &what), what),
             offset => problem(line_of(offset), what),
         };
         Err(wrong.into_iter().map(located).collect())
@@ -501,6 +523,31 @@ impl Config {
                 }
             }
         }
+        if self.tls.is_none() && !self.smtp.listen_tls.get_ref().is_empty() {
+            wrong.push((
+                self.smtp.listen_tls.span().start,
+                "smtp.listen_tls: needs [tls] with certificate and key".into(),
+            ));
+        }
+        let proxied = self.smtp.proxy_protocol.get_ref();
+        for address in proxied {
+            if !self.smtp.listen.contains(address)
+                && !self.smtp.listen_tls.get_ref().contains(address)
+            {
+                wrong.push((
+                    self.smtp.proxy_protocol.span().start,
+                    format!(
+                        "smtp.proxy_protocol: {address} is neither in listen nor in listen_tls"
+                    ),
+                ));
+            }
+        }
+        if !proxied.is_empty() && self.smtp.proxy_networks.is_empty() {
+            wrong.push((
+                self.smtp.proxy_protocol.span().start,
+                "smtp.proxy_protocol: needs proxy_networks".into(),
+            ));
+        }
         if self.tls.is_none() && !self.pop3.listen_tls.get_ref().is_empty() {
             let offset = self.pop3.listen_tls.span().start;
             wrong.push((
@@ -520,17 +567,18 @@ impl Config {
                 "telemetry.otlp_ratio: expected a number from 0 to 1".into(),
             ));
         }
-        let mut seen = BTreeSet::new();
-        let listeners = self
-            .smtp
-            .listen
-            .iter()
-            .chain(&self.pop3.listen)
-            .chain(self.pop3.listen_tls.get_ref())
-            .chain(&self.telemetry.metrics_listen);
-        for listener in listeners.filter(|listener| listener.port() != 0) {
-            if !seen.insert(listener) {
-                wrong.push((0, format!("listen: {listener} is used twice")));
+        let mut seen: BTreeMap<SocketAddr, &str> = BTreeMap::new();
+        let metrics: Vec<SocketAddr> = self.telemetry.metrics_listen.into_iter().collect();
+        for (key, listeners) in [
+            ("smtp.listen", &self.smtp.listen),
+            ("pop3.listen", &self.pop3.listen),
+            ("pop3.listen_tls", self.pop3.listen_tls.get_ref()),
+            ("telemetry.metrics_listen", &metrics),
+        ] {
+            for &listener in listeners.iter().filter(|listener| listener.port() != 0) {
+                if let Some(other) = seen.insert(listener, key) {
+                    wrong.push((0, format!("{key}: {listener} is in {other} already")));
+                }
             }
         }
         wrong.extend(self.limits_too_low().map(|what| (0, what)));
@@ -606,6 +654,29 @@ impl Config {
             absolute(tls.key.get_mut());
         }
     }
+}
+
+/// The line that sets the key which `what` begins with, `section.key: ...`; 0 when none does.
+fn line_setting(text: &str, what: &str) -> usize {
+    let named = what
+        .split_once(':')
+        .and_then(|(name, _)| name.rsplit_once('.'));
+    let Some((section, key)) = named else {
+        return 0;
+    };
+    let mut current = "";
+    for (index, line) in text.lines().map(str::trim).enumerate() {
+        if let Some(header) = line.strip_prefix('[') {
+            current = header.split(']').next().unwrap_or_default();
+        } else if current == section
+            && line
+                .split_once('=')
+                .is_some_and(|(name, _)| name.trim() == key)
+        {
+            return index + 1;
+        }
+    }
+    0
 }
 
 /// `key: ` when line `line` of `text` sets one.
