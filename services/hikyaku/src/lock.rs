@@ -24,6 +24,8 @@ impl DirectoryLock {
             .mode(0o700)
             .create(directory)
             .with_context(|| format!("creating {}", directory.display()))?;
+        sync_parent(directory)
+            .with_context(|| format!("making the name {} durable", directory.display()))?;
         let path = directory.join("LOCK");
         let file = File::options()
             .create(true)
@@ -41,5 +43,20 @@ impl DirectoryLock {
             }
             Err(error) => Err(error).with_context(|| format!("locking {}", path.display())),
         }
+    }
+}
+
+/// A power cut must not take the directory with all that was synced in it. A parent that this user may not read is one
+/// that the directory was not made in just now.
+fn sync_parent(directory: &Path) -> std::io::Result<()> {
+    let parent = match directory.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return Ok(()),
+    };
+    match File::open(parent) {
+        Ok(parent) => parent.sync_all(),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
+        Err(error) => Err(error),
     }
 }

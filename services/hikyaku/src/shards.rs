@@ -144,7 +144,6 @@ impl Start<'_> {
     {
         let directory = self.directory.join("store").join(id.to_string());
         let failed = || format!("opening the store {}", directory.display());
-        std::fs::create_dir_all(&directory).with_context(failed)?;
         let engine: Arc<dyn Engine> = DiskEngine::open(&directory, engines).with_context(failed)?;
         let machine = open(engine.clone()).with_context(failed)?;
         Ok((self.shard(id, machine), engine))

@@ -24,10 +24,11 @@ pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
 
 /// Creates `dir` and what it lies in, where missing, durably.
 pub(super) fn create_dir(dir: &Path) -> io::Result<()> {
-    if dir.try_exists()? {
-        return Ok(());
-    }
     let parent = parent(dir)?;
+    if dir.try_exists()? {
+        // whoever made it may have been killed before this
+        return sync_dir(&parent);
+    }
     create_dir(&parent)?;
     match fs::create_dir(dir) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(error),

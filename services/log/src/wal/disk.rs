@@ -105,14 +105,13 @@ impl OsDisk {
     /// # Errors
     /// What the system says.
     pub fn open(directory: &Path) -> io::Result<OsDisk> {
-        if !directory.is_dir() {
-            fs::create_dir_all(directory)?;
-            if let Some(parent) = directory
-                .parent()
-                .filter(|parent| !parent.as_os_str().is_empty())
-            {
-                File::open(parent)?.sync_all()?;
-            }
+        fs::create_dir_all(directory)?;
+        // even when it was there: whoever made it may have been killed before this
+        if let Some(parent) = directory
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+        {
+            File::open(parent)?.sync_all()?;
         }
         Ok(OsDisk {
             directory: directory.to_owned(),
