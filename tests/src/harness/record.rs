@@ -203,7 +203,12 @@ impl Reader {
 
     fn op(&mut self, name: &str, args: &[&str], result: i64) -> Option<Op> {
         match name {
-            "open" | "creat" | "openat2" => panic!("{name} is not understood"),
+            // of some other file, by a library
+            "open" | "creat" if !path(args[0]).starts_with(&self.root) => {
+                self.open.remove(&result);
+                None
+            }
+            "open" | "creat" | "openat2" => panic!("{name} is not understood: {args:?}"),
             "openat" => self.opened(args, result),
             "close" => {
                 self.open.remove(&number(args[0]));

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -24,6 +24,7 @@ pub struct Server {
     child: Child,
     pid: Pid,
     log: PathBuf,
+    lines: Mutex<mpsc::Receiver<String>>,
     /// What it listens on, in its own words.
     pub listeners: Vec<String>,
     /// From the start of the process to the last listener.
@@ -49,6 +50,45 @@ impl Server {
         Server::spawn(command, &site.log_file(), Traced::No, listeners_of(site))
     }
 
+    /// Starts `site` and kills it so long `after` its start, wherever it is by then; says whether it listened.
+    ///
+    /// # Panics
+    /// When it cannot be started, or ended by itself.
+    pub fn start_and_kill(site: &Site, after: Duration) -> bool {
+        let mut command = Command::new(program("hikyaku"));
+        command.arg("all").arg("--config").arg(site.config());
+        let errors = File::options().create(true).append(true).open(site.log_file()).expect("log file");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let lines = lines_of(child.stdout.take().expect("a pipe"));
+        std::thread::sleep(after);
+        child.kill().expect("it runs");
+        let status = child.wait().expect("its exit status");
+        assert!(status.code().is_none(), "it ended with {status} before it was killed");
+        lines.iter().count() >= listeners_of(site)
+    }
+
+    /// Starts `hikyaku demo` in `directory` and waits until it listens.
+    ///
+    /// # Errors
+    /// What the process said when it ended instead.
+    pub fn demo(directory: &Path, port_base: Option<u16>, log: &Path) -> Result<Server, String> {
+        let mut command = Command::new(program("hikyaku"));
+        command.arg("demo").arg("--dir").arg(directory);
+        if let Some(port_base) = port_base {
+            command.args(["--port-base", &port_base.to_string()]);
+        }
+        Server::spawn(command, log, Traced::No, 3)
+    }
+
+    /// The next line of its standard output, after the listeners.
+    ///
+    /// # Errors
+    /// When none comes in time, or ever.
+    pub fn next_line(&self, limit: Duration) -> Result<String, mpsc::RecvTimeoutError> {
+        self.lines.lock().expect("not poisoned").recv_timeout(limit)
+    }
+
     /// Starts `command`, which runs the server, directly or under strace, and waits for `listeners` lines.
     ///
     /// # Errors
@@ -70,11 +110,12 @@ impl Server {
             child,
             pid: own,
             log: log.to_owned(),
+            lines: Mutex::new(lines),
             listeners: Vec::new(),
             started_in: Duration::ZERO,
         };
         while server.listeners.len() < listeners {
-            match lines.recv_timeout(START_TIMEOUT.saturating_sub(began.elapsed())) {
+            match server.next_line(START_TIMEOUT.saturating_sub(began.elapsed())) {
                 Ok(line) => server.listeners.push(line),
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
                     let status = server.child.wait().expect("its exit status");

@@ -1,5 +1,5 @@
-//! Real crashes: the real binary under load, killed at random and on both sides of every commit point, started again,
-//! killed again; then the ledger of the load generator, a process of its own that reads by POP3 only, balances.
+//! Real crashes: the real binary under load, killed at random, on both sides of every commit point and while it recovers
+//! from the death before; then the ledger of the load generator, a process of its own that reads by POP3 only, balances.
 //!
 //! A kill counts only if an acknowledged mail was unsettled at that instant: by the dead process's log (a copy of it,
 //! replayed) a recipient had no outcome, and by the ledger the client had the message's 250. On which side of which
@@ -25,6 +25,8 @@ const HITS_MIN: usize = 2;
 const LONGEST: Duration = Duration::from_secs(240);
 /// The n-th call at most that a process dies at.
 const WHEN_MAX: usize = 160;
+/// How long a start takes, until one was measured.
+const START_FIRST: Duration = Duration::from_millis(200);
 /// Longest wait for that call.
 const MOMENT_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -34,6 +36,8 @@ struct Tally {
     counted: usize,
     /// Of them, at random moments.
     random: usize,
+    /// At a system call.
+    aimed: usize,
     /// Processes that died while they recovered from the death before.
     in_recovery: usize,
     /// Deaths with a mail in a mailbox that the queue knew nothing of.
@@ -49,6 +53,7 @@ impl Tally {
         let moments = [Moment::BeforeWrite, Moment::BeforeSync, Moment::AfterSync];
         let hit = |point, moment| self.hits.get(&(point, moment)).copied().unwrap_or(0);
         points.iter().all(|&point| moments.iter().all(|&moment| hit(point, moment) >= HITS_MIN))
+            && self.in_recovery >= HITS_MIN
             && self.between_b_and_c >= HITS_MIN
             && self.untold >= HITS_MIN
     }
@@ -72,13 +77,14 @@ fn killed_at_random_and_at_every_commit_point_nothing_is_lost_or_doubled() {
     let loading = load.start(&site);
     let mut dice = Random::new(began.elapsed().subsec_nanos().into());
     let mut tally = Tally::default();
+    let mut start = START_FIRST;
     while (tally.counted < wanted || !tally.covered()) && began.elapsed() < longest {
         let turn = tally.kills;
-        let random = turn % 5 < 2;
-        if random {
-            kill_at_random(&site, &mut dice);
-        } else {
-            kill_at(&site, Moment::ALL[turn % Moment::ALL.len()], &mut dice, &mut tally);
+        let random = turn % 6 < 2;
+        match turn % 6 {
+            0 | 1 => start = kill_at_random(&site, &mut dice),
+            2 => kill_in_recovery(&site, start, &mut dice, &mut tally),
+            _ => kill_at(&site, &mut dice, &mut tally),
         }
         tally.kills += 1;
         count(&site, random, &mut tally);
@@ -104,15 +110,26 @@ fn killed_at_random_and_at_every_commit_point_nothing_is_lost_or_doubled() {
     assert!(server.stop().0.success());
 }
 
-fn kill_at_random(site: &Site, dice: &mut Random) {
+/// Says how long the start took.
+fn kill_at_random(site: &Site, dice: &mut Random) -> Duration {
     let before = acknowledged(&site.ledger()).len();
     let mut server = Server::start(site);
     wait_for("mail to flow", Duration::from_secs(30), || acknowledged(&site.ledger()).len() > before);
     std::thread::sleep(Duration::from_millis(dice.below(400) as u64));
     server.kill();
+    server.started_in
 }
 
-fn kill_at(site: &Site, moment: Moment, dice: &mut Random, tally: &mut Tally) {
+/// Anywhere in the time that a start takes.
+fn kill_in_recovery(site: &Site, start: Duration, dice: &mut Random, tally: &mut Tally) {
+    let after = start.mul_f64(dice.below(1000) as f64 / 1000.0);
+    let listened = Server::start_and_kill(site, after);
+    tally.in_recovery += usize::from(!listened);
+}
+
+fn kill_at(site: &Site, dice: &mut Random, tally: &mut Tally) {
+    let moment = Moment::ALL[tally.aimed % Moment::ALL.len()];
+    tally.aimed += 1;
     let when = 1 + dice.below(WHEN_MAX) as u32;
     let (doomed, trace) = Doomed::start(site, moment, when);
     match doomed {

@@ -12,7 +12,7 @@ use hikyaku_tests::harness::site::Plan;
 use loadtest::random::Random;
 
 /// How long the recorded run lasts.
-const RECORDED: Duration = Duration::from_secs(6);
+const RECORDED: Duration = Duration::from_secs(4);
 /// Images that must have been examined.
 const IMAGES_MIN: usize = 200;
 /// Moments cut under every model.
@@ -28,7 +28,7 @@ const START_MAX: Duration = Duration::from_secs(5);
 fn power_cuts_lose_nothing_acknowledged_and_give_no_uid_twice() {
     let began = Instant::now();
     let load = Load {
-        sessions: 4,
+        sessions: 3,
         size: "85:1K-30K,15:140K-260K".to_owned(),
         recipients: 2,
         deadline: RECORDED * 2,
