@@ -102,6 +102,9 @@ impl Changes {
     fn smtp(&mut self, old: &Smtp, new: &Smtp) {
         let Smtp {
             listen,
+            listen_tls,
+            proxy_protocol,
+            proxy_networks,
             message_bytes_max,
             recipients_max,
             connections_max,
@@ -109,6 +112,9 @@ impl Changes {
             memory_bytes_max,
         } = old;
         self.restart("smtp.listen", listen, &new.listen);
+        self.restart("smtp.listen_tls", listen_tls, &new.listen_tls);
+        self.restart("smtp.proxy_protocol", proxy_protocol, &new.proxy_protocol);
+        self.live("smtp.proxy_networks", proxy_networks, &new.proxy_networks);
         self.live(
             "smtp.message_bytes_max",
             message_bytes_max,

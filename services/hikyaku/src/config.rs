@@ -571,6 +571,7 @@ impl Config {
         let metrics: Vec<SocketAddr> = self.telemetry.metrics_listen.into_iter().collect();
         for (key, listeners) in [
             ("smtp.listen", &self.smtp.listen),
+            ("smtp.listen_tls", self.smtp.listen_tls.get_ref()),
             ("pop3.listen", &self.pop3.listen),
             ("pop3.listen_tls", self.pop3.listen_tls.get_ref()),
             ("telemetry.metrics_listen", &metrics),

@@ -52,8 +52,10 @@ impl Serving {
 /// The state that holds now.
 pub struct Live {
     serving: ArcSwap<Serving>,
-    /// All SMTP connections.
+    /// All SMTP connections, by their clients.
     pub smtp_gate: Gate,
+    /// SMTP connections by the load balancers they come from.
+    pub balancers_gate: Gate,
     /// All POP3 connections.
     pub pop3_gate: Gate,
 }
@@ -64,6 +66,7 @@ impl Live {
         let config = serving.config.clone();
         Live {
             smtp_gate: smtp_limits(&config).into(),
+            balancers_gate: balancers_limits(&config).into(),
             pop3_gate: pop3_limits(&config).into(),
             serving: ArcSwap::from_pointee(serving),
         }
@@ -77,6 +80,8 @@ impl Live {
     /// From now on `serving` holds.
     pub fn replace(&self, serving: Serving) {
         self.smtp_gate.set_limits(smtp_limits(&serving.config));
+        self.balancers_gate
+            .set_limits(balancers_limits(&serving.config));
         self.pop3_gate.set_limits(pop3_limits(&serving.config));
         self.serving.store(Arc::new(serving));
     }
@@ -86,6 +91,14 @@ fn smtp_limits(config: &Config) -> ListenLimits {
     ListenLimits {
         connections_max: config.smtp.connections_max as usize,
         connections_per_source_max: config.smtp.connections_per_source_max as usize,
+    }
+}
+
+/// A load balancer has as many clients as there may be.
+fn balancers_limits(config: &Config) -> ListenLimits {
+    ListenLimits {
+        connections_per_source_max: config.smtp.connections_max as usize,
+        ..smtp_limits(config)
     }
 }
 

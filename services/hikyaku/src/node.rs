@@ -36,14 +36,15 @@ use hikyaku_proto::v1::home_server::HomeServer;
 use hikyaku_proto::v1::mailbox_client::MailboxClient;
 use hikyaku_proto::v1::mailbox_server::MailboxServer;
 use hikyaku_queue::intake::Intake;
-use hikyaku_serve::listen::accept_loop;
+use hikyaku_serve::listen::{Admission, accept_loop};
 use hikyaku_serve::tasks::Tasks;
 use hikyaku_serve::tls::Material;
 use hikyaku_shard::ambient::SharedAmbient;
 use hikyaku_shard::lead;
 use hikyaku_smtp::backend::Peer;
+use hikyaku_smtp::proxy::{ProxyOptions, client_address};
 use hikyaku_smtp::server::{Tls as SmtpTls, serve_connection};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::signal::unix::Signal;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -368,32 +369,61 @@ impl Starting<'_> {
     }
 
     async fn listen_smtp(&self, edge: Arc<Edge>, live: &Arc<Live>) -> Result<Vec<String>> {
+        let smtp = &self.config.smtp;
         let backend = Arc::new(EdgeBackend(edge));
         let sessions = Arc::new(AtomicU64::new(1));
-        let name: Arc<str> = "smtp".into();
+        let start_tls: fn(TlsAcceptor) -> SmtpTls = SmtpTls::StartTls;
+        let implicit: fn(TlsAcceptor) -> SmtpTls = SmtpTls::Implicit;
+        let clear = smtp
+            .listen
+            .iter()
+            .map(|&address| ("smtp", address, start_tls));
+        let covered = smtp
+            .listen_tls
+            .get_ref()
+            .iter()
+            .map(|&address| ("smtps", address, implicit));
         let mut opened = Vec::new();
-        for &address in &self.config.smtp.listen {
-            let (listener, line) = bind("smtp", address).await?;
+        for (name, address, tls) in clear.chain(covered) {
+            let (listener, line) = bind(name, address).await?;
             opened.push(line);
-            let (backend, sessions, name) = (backend.clone(), sessions.clone(), name.clone());
+            let proxied = smtp.proxy_protocol.get_ref().contains(&address);
+            let gate = if proxied {
+                live.balancers_gate.clone()
+            } else {
+                live.smtp_gate.clone()
+            };
+            let (backend, sessions, label) = (backend.clone(), sessions.clone(), Arc::from(name));
             let (live, drain) = (live.clone(), self.tasks.draining());
-            let gate = live.smtp_gate.clone();
             accept_loop(
                 self.tasks,
-                "smtp",
+                name,
                 listener,
                 gate,
-                move |stream, address| {
+                move |mut stream, address| {
                     let number = sessions.fetch_add(1, Ordering::Relaxed);
-                    let peer = Peer::new(number, address, name.clone());
-                    let (backend, drain, serving) =
-                        (backend.clone(), drain.clone(), live.serving());
-                    let tls = match &serving.tls {
-                        Some(material) => SmtpTls::StartTls(material.acceptor.clone()),
-                        None => SmtpTls::Off,
-                    };
-                    let options = serving.smtp.clone();
-                    async move { serve_connection(stream, peer, &*backend, &options, tls, &drain).await }
+                    let mut peer = Peer::new(number, address, Arc::clone(&label));
+                    let (backend, live, drain) = (backend.clone(), live.clone(), drain.clone());
+                    async move {
+                        let mut admission = None;
+                        if proxied {
+                            let Some((client, place)) =
+                                from_balancer(&mut stream, address, &live).await
+                            else {
+                                return;
+                            };
+                            (peer.address, admission) = (client, Some(place));
+                        }
+                        let serving = live.serving();
+                        let tls = match &serving.tls {
+                            Some(material) => tls(material.acceptor.clone()),
+                            None => SmtpTls::Off,
+                        };
+                        let options = serving.smtp.clone();
+                        drop(serving);
+                        serve_connection(stream, peer, &*backend, &options, tls, &drain).await;
+                        drop(admission);
+                    }
                 },
             );
         }
@@ -525,6 +555,34 @@ async fn rcpt_reply(directory: &dyn Directory, path: &ForwardPath) -> Reply {
         Ok(_) => Reply::new(250, (2, 1, 5), "recipient ok"),
         Err(rejection) => rejection.reply,
     }
+}
+
+/// The client that a load balancer has connected for, and its place among the client's connections; `None` closes.
+async fn from_balancer(
+    stream: &mut TcpStream,
+    balancer: SocketAddr,
+    live: &Live,
+) -> Option<(SocketAddr, Admission)> {
+    let networks = live
+        .serving()
+        .config
+        .smtp
+        .proxy_networks
+        .iter()
+        .map(|net| net.0)
+        .collect();
+    let client = match client_address(stream, balancer, &ProxyOptions::new(networks)).await {
+        Ok(client) => client,
+        Err(reason) => {
+            tracing::info!(%balancer, %reason, "closed: no client from a load balancer");
+            return None;
+        }
+    };
+    let place = live.smtp_gate.admit(client.ip());
+    if place.is_none() {
+        tracing::info!(peer = %client, %balancer, "closed: too many connections from this address");
+    }
+    Some((client, place?))
 }
 
 async fn bind(name: &str, address: SocketAddr) -> Result<(TcpListener, String)> {

@@ -85,7 +85,9 @@ impl Gate {
         }
     }
 
-    fn admit(&self, source: IpAddr) -> Option<Admission> {
+    /// A place for one more connection of `source`, unless it has too many: for whoever learns the source later than the
+    /// accept loop, which waits for room in all.
+    pub fn admit(&self, source: IpAddr) -> Option<Admission> {
         // all addresses of one IPv4 host over a socket for both are one source
         let source = source.to_canonical();
         let mut counts = self.counts();
