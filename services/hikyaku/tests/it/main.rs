@@ -6,3 +6,5 @@ mod metrics;
 mod reload;
 mod running;
 mod talk;
+#[cfg(feature = "otlp")]
+mod traces;
