@@ -151,7 +151,8 @@ impl Backend for EdgeBackend {
             Phase::Rcpt(path) => {
                 line.phase = "rcpt";
                 recipient = path.to_string();
-                line.recipient = &recipient;
+                // as in the other lines, without brackets
+                line.recipient = recipient.trim_matches(['<', '>']);
             }
             Phase::Data => line.phase = "data",
         }

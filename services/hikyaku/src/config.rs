@@ -479,7 +479,14 @@ impl Config {
         let config: Config = toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(0, |span| line_of(span.start));
             let key = key_on_line(text, line);
-            vec![problem(line, format!("{key}{}", error.message()))]
+            // the one type of ours whose own words do not say what is allowed
+            let what = match error.message() {
+                "invalid socket address syntax" => {
+                    "expected an IP address and a port such as \"127.0.0.1:25\" or \"[::1]:25\""
+                }
+                what => what,
+            };
+            vec![problem(line, format!("{key}{what}"))]
         })?;
         let wrong = config.contradictions();
         if wrong.is_empty() {

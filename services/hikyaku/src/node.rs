@@ -85,13 +85,15 @@ impl Node {
     /// # Errors
     /// When anything cannot start; nothing is left running then.
     pub async fn start(config: Config, source: Source) -> Result<Node> {
+        let ambient: SharedAmbient = Arc::new(System);
+        look_first(&config, &ambient)?;
         let lock = DirectoryLock::take(&config.node.data_dir)?;
         let (tasks, ground) = (Tasks::new(), Tasks::new());
         let started = Starting {
             config: &config,
             tasks: &tasks,
             ground: &ground,
-            ambient: Arc::new(System),
+            ambient,
         }
         .run(source)
         .await;
@@ -145,6 +147,27 @@ impl Node {
         });
         let _ = flushed.await;
     }
+}
+
+/// Looks at the files that the configuration names before anything is made: where nothing is, no data directory is left by a
+/// start that was refused.
+fn look_first(config: &Config, ambient: &SharedAmbient) -> Result<()> {
+    load_tls(config, ambient)?;
+    // without a data directory there is no last good directory file either
+    if !config.node.data_dir.exists() {
+        users::load(config).context("reading the directory")?;
+    }
+    Ok(())
+}
+
+fn load_tls(config: &Config, ambient: &SharedAmbient) -> Result<Option<Material>> {
+    let Some(files) = &config.tls else {
+        return Ok(None);
+    };
+    let now_s = i64::try_from(ambient.now_ms() / 1000).unwrap_or(i64::MAX);
+    // one that has expired is better than none: it is an alarm
+    let material = certificates::load(files, None, now_s).map_err(|why| anyhow!("tls: {why}"))?;
+    Ok(Some(material))
 }
 
 /// Where the configuration is from, and how it may change.
@@ -358,14 +381,7 @@ impl Starting<'_> {
     }
 
     fn tls(&self) -> Result<Option<Material>> {
-        let Some(files) = &self.config.tls else {
-            return Ok(None);
-        };
-        let now_s = i64::try_from(self.ambient.now_ms() / 1000).unwrap_or(i64::MAX);
-        // one that has expired is better than none: it is an alarm
-        let material =
-            certificates::load(files, None, now_s).map_err(|why| anyhow!("tls: {why}"))?;
-        Ok(Some(material))
+        load_tls(self.config, &self.ambient)
     }
 
     async fn listen_smtp(&self, edge: Arc<Edge>, live: &Arc<Live>) -> Result<Vec<String>> {
