@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
 /// Everything an operator sets.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// This machine.
@@ -218,24 +218,6 @@ impl Default for Blobs {
         Blobs {
             sweep_interval: Interval(Duration::from_secs(3600)),
             keep_unnamed: Interval(Duration::from_secs(86400)),
-        }
-    }
-}
-
-impl Default for Config {
-    fn default() -> Config {
-        Config {
-            node: Node::default(),
-            directory: Directory::default(),
-            mbox: BTreeMap::new(),
-            smtp: Smtp::default(),
-            pop3: Pop3::default(),
-            tls: None,
-            queue: Queue::default(),
-            log: Log::default(),
-            store: Store::default(),
-            blobs: Blobs::default(),
-            telemetry: Telemetry::default(),
         }
     }
 }

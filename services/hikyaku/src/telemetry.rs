@@ -14,6 +14,9 @@ use crate::traces::Traces;
 /// Wins over `telemetry.log_filter`.
 const ENVIRONMENT: &str = "HIKYAKU_LOG";
 
+/// What makes spans into traces.
+pub type Spans = Box<dyn Layer<Registry> + Send + Sync>;
+
 /// The hold on the filter of the log. Clones share it.
 #[derive(Clone)]
 pub struct Logging {

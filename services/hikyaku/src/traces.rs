@@ -20,9 +20,9 @@ use tracing::{Level, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::Layer;
-use tracing_subscriber::registry::Registry;
 
 use crate::config::Telemetry;
+use crate::telemetry::Spans;
 
 /// Spans that wait for the collector; more are dropped.
 const SPANS_MAX: usize = 8192;
@@ -45,10 +45,7 @@ impl Traces {
     ///
     /// # Errors
     /// When the endpoint is malformed. Whether somebody answers there does not matter.
-    pub fn start(
-        config: &Telemetry,
-        host_name: &str,
-    ) -> Result<Option<(Traces, Box<dyn Layer<Registry> + Send + Sync>)>> {
+    pub fn start(config: &Telemetry, host_name: &str) -> Result<Option<(Traces, Spans)>> {
         let Some(endpoint) = &config.otlp_endpoint else {
             return Ok(None);
         };

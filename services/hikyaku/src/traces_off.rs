@@ -1,10 +1,9 @@
 //! A build without traces: it says so when it is asked for them.
 
 use anyhow::{Result, bail};
-use tracing_subscriber::layer::Layer;
-use tracing_subscriber::registry::Registry;
 
 use crate::config::Telemetry;
+use crate::telemetry::Spans;
 
 /// There is none.
 pub enum Traces {}
@@ -14,10 +13,7 @@ impl Traces {
     ///
     /// # Errors
     /// When `config` asks for them.
-    pub fn start(
-        config: &Telemetry,
-        _host_name: &str,
-    ) -> Result<Option<(Traces, Box<dyn Layer<Registry> + Send + Sync>)>> {
+    pub fn start(config: &Telemetry, _host_name: &str) -> Result<Option<(Traces, Spans)>> {
         if config.otlp_endpoint.is_some() {
             bail!("telemetry.otlp_endpoint: this build has no traces (cargo feature `otlp`)");
         }

@@ -78,12 +78,14 @@ fn figures_follow_the_mail() {
     }
     // the pages name what the process tells
     let operations = include_str!("../../../../docs/OPERATIONS.md");
-    for name in names
+    let missing: Vec<_> = names
         .iter()
-        .filter(|name| !operations.contains(&format!("`{name}")))
-    {
-        panic!("{name} is not in docs/OPERATIONS.md");
-    }
+        .filter(|name| !operations.contains(&format!("`{name}`")))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "{missing:?} are not in docs/OPERATIONS.md"
+    );
     let log = node.stop();
     assert!(
         !log.chars()

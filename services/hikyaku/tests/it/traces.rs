@@ -68,6 +68,7 @@ fn one_trace_shows_edge_log_delivery_and_mbox_of_one_mail() {
     });
     // what waits is sent at the end
     node.stop();
+    assert!(has_traceparent(&site));
 
     let spans = collector.0.lock().unwrap().clone();
     let mut traces: BTreeMap<Vec<u8>, BTreeMap<String, Span>> = BTreeMap::new();
@@ -108,10 +109,10 @@ fn nobody_has_to_answer() {
     node.wait_for("the deliveries", || {
         (node.log().matches("outcome=delivered").count() == 50).then_some(())
     });
-    let begun = std::time::SystemTime::now();
+    let begun = tokio::time::Instant::now();
     node.stop();
     assert!(
-        begun.elapsed().unwrap() < Duration::from_secs(15),
+        begun.elapsed() < Duration::from_secs(15),
         "the end waits for nobody long"
     );
 }
@@ -134,20 +135,19 @@ fn a_mail_that_is_not_traced_leaves_no_traceparent() {
         node.log().contains("outcome=delivered").then_some(())
     });
     node.stop();
+    assert!(!has_traceparent(&site));
+}
+
+/// Whether a record in the log carries one.
+fn has_traceparent(site: &Site) -> bool {
     let mut records = Vec::new();
     for entry in std::fs::read_dir(site.path("data").join("log")).unwrap() {
         records.extend(std::fs::read(entry.unwrap().path()).unwrap());
     }
-    assert!(
-        records
-            .windows(15)
-            .any(|part| part == b"bob@example.jp\x12" || part.starts_with(b"bob@example.jp"))
-    );
     // version 00, then 32 hexadecimal digits
-    let is_traceparent = |part: &[u8]| {
+    records.windows(36).any(|part| {
         part.starts_with(b"00-")
             && part[3..35].iter().all(u8::is_ascii_hexdigit)
             && part[35] == b'-'
-    };
-    assert!(!records.windows(36).any(is_traceparent));
+    })
 }
