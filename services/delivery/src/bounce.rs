@@ -70,14 +70,14 @@ pub async fn fail(job: &mut Job<'_>, reply: Reply, reason: &str) -> Result<Step,
 
 /// Whom to tell, if anybody.
 fn report_address(job: &Job<'_>) -> Option<Mailbox> {
-    let never = job
-        .work
-        .recipient
-        .notify
-        .split(',')
-        .any(|word| word.trim().eq_ignore_ascii_case("NEVER"));
+    // RFC 3461 section 4.1: without NOTIFY failures are reported; with it only if it says FAILURE, and NEVER does not
+    let notify = &job.work.recipient.notify;
+    let unwanted = !notify.is_empty()
+        && !notify
+            .split(',')
+            .any(|word| word.trim().eq_ignore_ascii_case("FAILURE"));
     let address = report_to(&job.work);
-    if never || address.is_empty() {
+    if unwanted || address.is_empty() {
         return None;
     }
     let parsed = address.parse();
