@@ -11,9 +11,10 @@ use hikyaku_mail::path::{ForwardPath, Mailbox};
 use hikyaku_mail::reply::Reply;
 use hikyaku_proto::v1::admin_server::Admin;
 use hikyaku_proto::v1::{
-    self, QueueListPage, QueueListRequest, QueueOperateReply, QueueOperateRequest, QueueShowReply,
-    QueueShowRequest, RouteExplainReply, RouteExplainRequest, ShardPiece, ShardRestoreReply,
-    ShardSnapshotRequest, ShardStatus, StatusReply, StatusRequest,
+    self, DirectoryAcceptReply, DirectoryAcceptRequest, QueueListPage, QueueListRequest,
+    QueueOperateReply, QueueOperateRequest, QueueShowReply, QueueShowRequest, RouteExplainReply,
+    RouteExplainRequest, ShardPiece, ShardRestoreReply, ShardSnapshotRequest, ShardStatus,
+    StatusReply, StatusRequest,
 };
 use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
@@ -24,6 +25,10 @@ use crate::queue::Queues;
 /// What RCPT would answer now.
 pub type Rcpt = Arc<dyn Fn(ForwardPath) -> BoxFuture<'static, Reply> + Send + Sync>;
 
+/// Takes the directory file as it is.
+pub type AcceptDirectory =
+    Arc<dyn Fn() -> BoxFuture<'static, Result<DirectoryAcceptReply, Status>> + Send + Sync>;
+
 /// What an operator must look at beside the shards, one line each.
 pub type NodeAlarms = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
 
@@ -33,6 +38,8 @@ pub struct AdminService {
     pub queues: Queues,
     /// Who users are.
     pub directory: Arc<dyn Directory>,
+    /// Takes a directory file that has lost much.
+    pub accept_directory: AcceptDirectory,
     /// The edge's answer.
     pub rcpt: Rcpt,
     /// Mailbox and home shards.
@@ -91,6 +98,13 @@ impl Admin for AdminService {
             steps: steps.iter().map(ToString::to_string).collect(),
             reply: Some(v1::Status::from(&reply)),
         }))
+    }
+
+    async fn directory_accept(
+        &self,
+        _request: Request<DirectoryAcceptRequest>,
+    ) -> Answer<DirectoryAcceptReply> {
+        (self.accept_directory)().await.map(Response::new)
     }
 
     async fn shard_snapshot(

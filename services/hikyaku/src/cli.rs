@@ -42,6 +42,12 @@ pub enum Command {
         #[command(subcommand)]
         question: Route,
     },
+    /// Take the directory file as it is
+    Directory {
+        /// What to do
+        #[command(subcommand)]
+        order: Directory,
+    },
     /// Look at mail on its way, hold it, let it go, delete it, try it again
     Queue {
         /// What to do
@@ -69,6 +75,17 @@ pub enum Route {
     Explain {
         /// user@domain
         address: String,
+        /// The running process
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+/// `hikyaku directory ...`
+#[derive(Debug, Subcommand)]
+pub enum Directory {
+    /// Let the running process answer from the file although it has lost more than a tenth of its entries
+    Accept {
         /// The running process
         #[command(flatten)]
         target: Target,

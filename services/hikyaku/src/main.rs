@@ -85,6 +85,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Check { file } => check(&file),
         Command::Route { question } => runtime.block_on(operator::route(question)),
+        Command::Directory { order } => runtime.block_on(operator::directory(order)),
         Command::Queue { order } => runtime.block_on(operator::queue(order)),
         Command::Shard { order } => runtime.block_on(operator::shard(order)),
         Command::Status { target } => runtime.block_on(operator::status(&target)),

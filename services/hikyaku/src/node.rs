@@ -300,7 +300,7 @@ impl Starting<'_> {
         let socket = self.listen_admin(
             &shards,
             &services,
-            directory.clone(),
+            &file,
             queue,
             listeners.clone(),
             node_alarms,
@@ -511,7 +511,7 @@ impl Starting<'_> {
         &self,
         shards: &Shards,
         services: &Services,
-        directory: Arc<LdifDirectory>,
+        file: &Arc<DirectoryFile>,
         queue: QueueControl,
         listeners: Vec<String>,
         alarms: NodeAlarms,
@@ -523,14 +523,15 @@ impl Starting<'_> {
         let listener = UnixListener::bind(&path).with_context(failed)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
             .with_context(failed)?;
-        let asked = directory.clone();
+        let (asked, accepted) = (file.directory().clone(), file.clone());
         let service = AdminService {
             queues: Queues::new([Arc::new(LocalQueue(queue)) as Arc<dyn LedQueue>]),
             rcpt: Arc::new(move |path: ForwardPath| {
                 let directory = asked.clone();
                 Box::pin(async move { rcpt_reply(&*directory, &path).await })
             }),
-            directory,
+            accept_directory: Arc::new(move || users::accept(accepted.clone())),
+            directory: file.directory().clone(),
             archive: Arc::new(LocalArchive {
                 home: services.home.clone(),
                 home_shard: shards.home.shard.clone(),

@@ -13,8 +13,8 @@ use hikyaku_proto::v1::recipient_state::State;
 use hikyaku_proto::v1::shard_piece::Piece;
 use hikyaku_proto::v1::terminal::How;
 use hikyaku_proto::v1::{
-    QueueListRequest, QueueOperateRequest, QueueShowRequest, QueuedMessage, RecipientState,
-    RouteExplainRequest, ShardPiece, ShardSnapshotRequest, StatusRequest,
+    DirectoryAcceptRequest, QueueListRequest, QueueOperateRequest, QueueShowRequest, QueuedMessage,
+    RecipientState, RouteExplainRequest, ShardPiece, ShardSnapshotRequest, StatusRequest,
 };
 use hikyaku_store::export::{PieceError, Verifier};
 use hyper_util::rt::TokioIo;
@@ -23,7 +23,7 @@ use tokio::net::UnixStream;
 use tokio_stream::StreamExt;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::cli::{Order, Queue, Route, Shard, Target};
+use crate::cli::{Directory, Order, Queue, Route, Shard, Target};
 use crate::config::Config;
 
 /// The socket's name in the data directory.
@@ -107,6 +107,26 @@ pub async fn route(question: Route) -> Result<()> {
     if let Some(status) = reply.reply {
         println!("RCPT would hear: {}", Reply::from(&status));
     }
+    Ok(())
+}
+
+/// `hikyaku directory ...`
+///
+/// # Errors
+/// When nobody answers or the file cannot be used.
+pub async fn directory(order: Directory) -> Result<()> {
+    let Directory::Accept { target } = order;
+    let request = DirectoryAcceptRequest {};
+    let reply = connect(&target)
+        .await?
+        .directory_accept(request)
+        .await
+        .map_err(refused)?;
+    let reply = reply.into_inner();
+    for finding in reply.findings {
+        println!("{finding}");
+    }
+    println!("{} entries answer now", reply.entries);
     Ok(())
 }
 

@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
+use futures_util::future::BoxFuture;
 use hikyaku_directory::file::{DirectoryFile, OpenError};
 use hikyaku_directory::finding::Finding;
 use hikyaku_directory::ldif_directory::{LdifDirectory, Reload, Stamp, Stillness};
 use hikyaku_directory::password::PoolLimits;
 use hikyaku_directory::settings::Settings;
+use hikyaku_proto::v1::DirectoryAcceptReply;
 use hikyaku_serve::tasks::Tasks;
 use hikyaku_shard::ambient::SharedAmbient;
+use tonic::Status;
 
 use crate::config::Config;
 
@@ -149,4 +152,31 @@ fn reload(file: &DirectoryFile, path: &Path) {
     if let Some(alarm) = file.alarm() {
         tracing::error!(alarm, "directory");
     }
+}
+
+/// `hikyaku directory accept`: takes the file as it is now.
+pub fn accept(
+    file: Arc<DirectoryFile>,
+) -> BoxFuture<'static, Result<DirectoryAcceptReply, Status>> {
+    Box::pin(async move {
+        let taken = tokio::task::spawn_blocking(move || file.accept()).await;
+        let reload = taken
+            .map_err(|_| Status::unavailable("the node is stopping"))?
+            .map_err(|error| Status::failed_precondition(error.to_string()))?;
+        let lines = |findings: Vec<Finding>| findings.iter().map(ToString::to_string).collect();
+        match reload {
+            Reload::Replaced { entries, findings } => {
+                tracing::info!(entries, "the operator has accepted the directory file");
+                Ok(DirectoryAcceptReply {
+                    entries: entries as u64,
+                    findings: lines(findings),
+                })
+            }
+            Reload::Refused { findings } => {
+                let why: Vec<String> = lines(findings);
+                Err(Status::failed_precondition(why.join("\n")))
+            }
+            Reload::TooMuchLost { .. } => Err(Status::internal("the loss was not accepted")),
+        }
+    })
 }
