@@ -10,7 +10,10 @@ use std::process::{Command, Output};
 /// When it was not built.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the test's own path");
-    let profile = test.ancestors().nth(2).expect("tests run from target/PROFILE/deps");
+    let profile = test
+        .ancestors()
+        .nth(2)
+        .expect("tests run from target/PROFILE/deps");
     let path = profile.join(name);
     assert!(
         path.is_file(),
@@ -25,6 +28,8 @@ pub fn program(name: &str) -> PathBuf {
 pub struct Said {
     /// Its exit status was 0.
     pub ok: bool,
+    /// The exit status, unless a signal ended it.
+    pub code: Option<i32>,
     /// Standard output.
     pub out: String,
     /// Standard error.
@@ -35,6 +40,7 @@ impl From<Output> for Said {
     fn from(output: Output) -> Said {
         Said {
             ok: output.status.success(),
+            code: output.status.code(),
             out: String::from_utf8_lossy(&output.stdout).into_owned(),
             err: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
@@ -58,7 +64,11 @@ impl Said {
     /// When it did not.
     #[track_caller]
     pub fn refusal(self) -> String {
-        assert!(!self.ok, "it should have failed, but said:\n{}{}", self.out, self.err);
+        assert!(
+            !self.ok,
+            "it should have failed, but said:\n{}{}",
+            self.out, self.err
+        );
         self.err
     }
 }
@@ -86,4 +96,16 @@ pub fn run(command: &mut Command) -> Said {
 pub fn installed(name: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|directory| directory.join(name).is_file())
+}
+
+/// A program from a package of Debian.
+///
+/// # Panics
+/// When it is not installed; names the package.
+pub fn tool(name: &str, package: &str) -> Command {
+    assert!(
+        installed(name),
+        "{name} is missing: apt-get install {package} (tests/run does it)"
+    );
+    Command::new(name)
 }

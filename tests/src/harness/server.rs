@@ -57,14 +57,26 @@ impl Server {
     pub fn start_and_kill(site: &Site, after: Duration) -> bool {
         let mut command = Command::new(program("hikyaku"));
         command.arg("all").arg("--config").arg(site.config());
-        let errors = File::options().create(true).append(true).open(site.log_file()).expect("log file");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let errors = File::options()
+            .create(true)
+            .append(true)
+            .open(site.log_file())
+            .expect("log file");
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(errors);
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let lines = lines_of(child.stdout.take().expect("a pipe"));
         std::thread::sleep(after);
         child.kill().expect("it runs");
         let status = child.wait().expect("its exit status");
-        assert!(status.code().is_none(), "it ended with {status} before it was killed");
+        assert!(
+            status.code().is_none(),
+            "it ended with {status} before it was killed"
+        );
         lines.iter().count() >= listeners_of(site)
     }
 
@@ -101,9 +113,18 @@ impl Server {
     ) -> Result<Server, String> {
         let began = Instant::now();
         let from = std::fs::metadata(log).map_or(0, |metadata| metadata.len());
-        let errors = File::options().create(true).append(true).open(log).expect("log file");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let errors = File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .expect("log file");
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(errors);
+        let mut child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
         let lines = lines_of(child.stdout.take().expect("a pipe"));
         let own = Pid::from_child(&child);
         let mut server = Server {
@@ -119,7 +140,10 @@ impl Server {
                 Ok(line) => server.listeners.push(line),
                 Err(mpsc::RecvTimeoutError::Disconnected) => {
                     let status = server.child.wait().expect("its exit status");
-                    return Err(format!("it ended with {status}:\n{}", server.log_from(from)));
+                    return Err(format!(
+                        "it ended with {status}:\n{}",
+                        server.log_from(from)
+                    ));
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {
                     return Err(format!(
@@ -146,8 +170,13 @@ impl Server {
     /// # Panics
     /// When there is none.
     pub fn address(&self, name: &str) -> SocketAddr {
-        let found = self.listeners.iter().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        found.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("no {name} in {:?}", self.listeners))
+        let found = self
+            .listeners
+            .iter()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        found
+            .and_then(|address| address.parse().ok())
+            .unwrap_or_else(|| panic!("no {name} in {:?}", self.listeners))
     }
 
     /// Kills it as a crash would, and waits until nothing of it runs.
@@ -212,9 +241,17 @@ impl Server {
     }
 
     fn status_kib(&self, key: &str) -> u64 {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
-        let value = text.lines().find_map(|line| line.strip_prefix(key)).expect("a memory figure");
-        value.split_whitespace().next().and_then(|kib| kib.parse().ok()).expect("a number")
+        let text =
+            std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(key))
+            .expect("a memory figure");
+        value
+            .split_whitespace()
+            .next()
+            .and_then(|kib| kib.parse().ok())
+            .expect("a number")
     }
 
     /// Everything it logged, earlier starts included.

@@ -117,14 +117,19 @@ impl Plan {
     /// `users` users on two mboxes of one shard each.
     pub fn new(users: usize) -> Plan {
         let mboxes = vec![("mbox1".to_owned(), vec![0]), ("mbox2".to_owned(), vec![1])];
-        Plan { users, mboxes, ldif: String::new(), settings: BTreeMap::new() }
-            .set("node", "hostname", "\"mail.example.jp\"")
-            .set("directory", "postmaster", "\"postmaster@example.jp\"")
-            .set("log", "segment_bytes", "\"4 MiB\"")
-            .set("log", "bytes_max", "\"64 MiB\"")
-            .set("store", "memtable_bytes_max", "\"4 MiB\"")
-            .set("store", "flush_interval", "\"1s\"")
-            .set("pop3", "cleartext_login", "true")
+        Plan {
+            users,
+            mboxes,
+            ldif: String::new(),
+            settings: BTreeMap::new(),
+        }
+        .set("node", "hostname", "\"mail.example.jp\"")
+        .set("directory", "postmaster", "\"postmaster@example.jp\"")
+        .set("log", "segment_bytes", "\"4 MiB\"")
+        .set("log", "bytes_max", "\"64 MiB\"")
+        .set("store", "memtable_bytes_max", "\"4 MiB\"")
+        .set("store", "flush_interval", "\"1s\"")
+        .set("pop3", "cleartext_login", "true")
     }
 
     /// Users alice, bob and carol with the password [`PASSWORD`], an alias, a forward that leaves, a group, groups with
@@ -135,7 +140,9 @@ impl Plan {
             ldif.push_str(&person(name, mbox));
         }
         ldif.push_str(SAMPLE_ENTRIES);
-        Plan::new(1).ldif(&ldif).set("directory", "postmaster", "\"alice@example.jp\"")
+        Plan::new(1)
+            .ldif(&ldif)
+            .set("directory", "postmaster", "\"alice@example.jp\"")
     }
 
     /// With a self-signed certificate, and POP3 under TLS from the first byte.
@@ -193,10 +200,15 @@ impl Site {
     /// # Panics
     /// When the files cannot be written.
     pub fn in_directory(plan: Plan, parent: &Path) -> Site {
-        let home = tempfile::Builder::new().prefix("hikyaku-").tempdir_in(parent).expect("a directory");
+        let home = tempfile::Builder::new()
+            .prefix("hikyaku-")
+            .tempdir_in(parent)
+            .expect("a directory");
         let names: Vec<String> = plan.mboxes.iter().map(|(name, _)| name.clone()).collect();
         let (people, accounts) = users::generate(plan.users, DOMAIN, &names).expect("users");
-        let people = people.strip_prefix("version: 1\n").expect("LDIF begins with its version");
+        let people = people
+            .strip_prefix("version: 1\n")
+            .expect("LDIF begins with its version");
         let mut ldif = format!(
             "version: 1\n\ndn: o={DOMAIN}\nobjectClass: organization\nobjectClass: domainRelatedObject\no: {DOMAIN}\n\
              associatedDomain: {DOMAIN}\nmailHost: {}\n",
@@ -224,7 +236,10 @@ impl Site {
     /// # Panics
     /// When its files cannot be written.
     pub fn twin(&self, parent: &Path) -> Site {
-        let home = tempfile::Builder::new().prefix("hikyaku-").tempdir_in(parent).expect("a directory");
+        let home = tempfile::Builder::new()
+            .prefix("hikyaku-")
+            .tempdir_in(parent)
+            .expect("a directory");
         let site = Site {
             smtp: free_address(),
             pop3: free_address(),
@@ -309,7 +324,10 @@ impl Site {
     /// When the key is not set in MiB.
     pub fn mib(&self, section: &str, key: &str) -> u64 {
         let text = &self.plan.settings[section][key];
-        let number = text.trim_matches('"').strip_suffix(" MiB").expect("a size in MiB");
+        let number = text
+            .trim_matches('"')
+            .strip_suffix(" MiB")
+            .expect("a size in MiB");
         number.parse::<u64>().expect("a size in MiB") << 20
     }
 
@@ -327,14 +345,23 @@ impl Site {
     pub fn queued(&self) -> u64 {
         let out = self.ask(&["queue", "list", "--limit", "1"]).must();
         let last = out.lines().last().unwrap_or_default();
-        let total = last.split(", ").nth(1).and_then(|text| text.strip_suffix(" in the queue"));
-        total.and_then(|text| text.parse().ok()).unwrap_or_else(|| panic!("no total in {out:?}"))
+        let total = last
+            .split(", ")
+            .nth(1)
+            .and_then(|text| text.strip_suffix(" in the queue"));
+        total
+            .and_then(|text| text.parse().ok())
+            .unwrap_or_else(|| panic!("no total in {out:?}"))
     }
 
     fn write_config(&self) {
         let mut settings = self.plan.settings.clone();
         let mut set = |section: &str, key: &str, value: String| {
-            settings.entry(section.to_owned()).or_default().entry(key.to_owned()).or_insert(value);
+            settings
+                .entry(section.to_owned())
+                .or_default()
+                .entry(key.to_owned())
+                .or_insert(value);
         };
         set("node", "data_dir", format!("{:?}", self.data));
         set("directory", "ldif", format!("{:?}", self.ldif_file()));
@@ -363,7 +390,11 @@ impl Site {
     pub fn write_certificate(&self) {
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
-        std::fs::write(self.home.path().join("key.pem"), made.signing_key.serialize_pem()).expect("key file");
+        std::fs::write(
+            self.home.path().join("key.pem"),
+            made.signing_key.serialize_pem(),
+        )
+        .expect("key file");
         std::fs::write(self.certificate(), made.cert.pem()).expect("certificate file");
     }
 

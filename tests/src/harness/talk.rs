@@ -38,7 +38,9 @@ impl Talk {
         let stream = TcpStream::connect_timeout(&server, LINE_TIMEOUT)?;
         stream.set_read_timeout(Some(LINE_TIMEOUT))?;
         stream.set_nodelay(true)?;
-        Ok(Talk { stream: BufReader::new(stream) })
+        Ok(Talk {
+            stream: BufReader::new(stream),
+        })
     }
 
     /// Sends bytes as they are.
@@ -55,7 +57,12 @@ impl Talk {
     /// When nothing comes in time.
     pub fn line(&mut self) -> std::io::Result<Option<String>> {
         let mut bytes = Vec::new();
-        match self.stream.by_ref().take(1 << 20).read_until(b'\n', &mut bytes) {
+        match self
+            .stream
+            .by_ref()
+            .take(1 << 20)
+            .read_until(b'\n', &mut bytes)
+        {
             Ok(0) => Ok(None),
             Ok(_) => {
                 let text = String::from_utf8_lossy(&bytes);
@@ -71,7 +78,8 @@ impl Talk {
     /// # Panics
     /// When the connection breaks.
     pub fn smtp(&mut self, command: &str) -> String {
-        self.send(format!("{command}\r\n").as_bytes()).unwrap_or_else(|error| panic!("{command}: {error}"));
+        self.send(format!("{command}\r\n").as_bytes())
+            .unwrap_or_else(|error| panic!("{command}: {error}"));
         self.reply()
     }
 
@@ -82,7 +90,10 @@ impl Talk {
     pub fn reply(&mut self) -> String {
         let mut lines = Vec::new();
         loop {
-            let line = self.line().expect("a reply in time").expect("a reply, not the end");
+            let line = self
+                .line()
+                .expect("a reply in time")
+                .expect("a reply, not the end");
             let more = line.as_bytes().get(3) == Some(&b'-');
             lines.push(line);
             if !more {
@@ -128,7 +139,11 @@ pub fn send_mail(server: SocketAddr, reverse_path: &str, rcpts: &[&str], content
 /// What the server said.
 pub fn read_mails(server: SocketAddr, login: &str, password: &str) -> anyhow::Result<Vec<String>> {
     let mut drop = loadtest::pop3::Maildrop::open(server, login, password, LINE_TIMEOUT)?;
-    let numbers: Vec<u32> = drop.uidl()?.into_iter().map(|listed| listed.number).collect();
+    let numbers: Vec<u32> = drop
+        .uidl()?
+        .into_iter()
+        .map(|listed| listed.number)
+        .collect();
     let mut mails = vec![String::new(); numbers.len()];
     let line = |mails: &mut Vec<String>, at: usize, bytes: &[u8]| {
         mails[at].push_str(&String::from_utf8_lossy(bytes));
@@ -143,14 +158,23 @@ pub fn read_mails(server: SocketAddr, login: &str, password: &str) -> anyhow::Re
 ///
 /// # Panics
 /// When it does not.
-pub fn wait_for_mails(server: SocketAddr, login: &str, password: &str, count: usize) -> Vec<String> {
+pub fn wait_for_mails(
+    server: SocketAddr,
+    login: &str,
+    password: &str,
+    count: usize,
+) -> Vec<String> {
     let began = Instant::now();
     let mut seen_all = None;
     loop {
         let mails = read_mails(server, login, password);
         match &mails {
             Ok(mails) if mails.len() > count => {
-                panic!("{login} has {} mails instead of {count}:\n{}", mails.len(), mails.join("\n---\n"))
+                panic!(
+                    "{login} has {} mails instead of {count}:\n{}",
+                    mails.len(),
+                    mails.join("\n---\n")
+                )
             }
             Ok(mails) if mails.len() == count => {
                 let since = *seen_all.get_or_insert_with(Instant::now);
@@ -185,13 +209,20 @@ pub struct Stage<'a> {
 /// # Errors
 /// The first line that does not happen as written, with its number.
 pub fn play(stage: Stage<'_>, text: &str) -> Result<(), String> {
-    let mut player = Player { stage, talk: None, mail: None, skipping: false };
+    let mut player = Player {
+        stage,
+        talk: None,
+        mail: None,
+        skipping: false,
+    };
     for (number, line) in text.lines().enumerate() {
         let line = line.trim_end();
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        player.step(line).map_err(|why| format!("line {}: {line}\n    {why}", number + 1))?;
+        player
+            .step(line)
+            .map_err(|why| format!("line {}: {line}\n    {why}", number + 1))?;
     }
     player.finish()
 }
@@ -286,7 +317,9 @@ impl Player<'_> {
     fn finish(&mut self) -> Result<(), String> {
         let skipping = std::mem::take(&mut self.skipping);
         match self.mail.take() {
-            Some(mail) if !skipping && !mail.is_empty() => Err(format!("the mail goes on: {mail:?}")),
+            Some(mail) if !skipping && !mail.is_empty() => {
+                Err(format!("the mail goes on: {mail:?}"))
+            }
             _ => Ok(()),
         }
     }
@@ -298,7 +331,9 @@ fn fits(line: &str, expected: &str) -> bool {
         return line.is_empty();
     }
     let mut parts = expected.split("...");
-    let Some(mut rest) = parts.next().and_then(|first| line.strip_prefix(first)) else { return false };
+    let Some(mut rest) = parts.next().and_then(|first| line.strip_prefix(first)) else {
+        return false;
+    };
     for part in parts {
         match rest.find(part) {
             Some(at) => rest = &rest[at + part.len()..],

@@ -23,7 +23,9 @@ fn every_dialogue_happens_as_written() {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
                 loop {
-                    let Some(file) = waiting.lock().unwrap().pop_front() else { return };
+                    let Some(file) = waiting.lock().unwrap().pop_front() else {
+                        return;
+                    };
                     if let Err(why) = perform(&file) {
                         let name = file.file_name().unwrap().to_string_lossy().into_owned();
                         failures.lock().unwrap().push(format!("{name}, {why}"));
@@ -33,14 +35,27 @@ fn every_dialogue_happens_as_written() {
         }
     });
     let failures = failures.into_inner().unwrap();
-    assert!(failures.is_empty(), "{} of {count} dialogues:\n{}", failures.len(), failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{} of {count} dialogues:\n{}",
+        failures.len(),
+        failures.join("\n")
+    );
 }
 
 fn dialogues() -> VecDeque<PathBuf> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("dialogues");
-    let mut files: Vec<PathBuf> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut files: Vec<PathBuf> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     files.sort();
-    assert!(files.iter().all(|file| file.extension().is_some_and(|ending| ending == "txt")), "{files:?}");
+    assert!(
+        files
+            .iter()
+            .all(|file| file.extension().is_some_and(|ending| ending == "txt")),
+        "{files:?}"
+    );
     files.into()
 }
 
@@ -59,7 +74,11 @@ fn perform(file: &Path) -> Result<(), String> {
     }
     let site = Site::new(plan);
     let mut server = Server::start(&site);
-    let stage = Stage { smtp: site.smtp, pop3: site.pop3, password: PASSWORD };
+    let stage = Stage {
+        smtp: site.smtp,
+        pop3: site.pop3,
+        password: PASSWORD,
+    };
     play(stage, &text)?;
     match server.stop().0 {
         status if status.success() => Ok(()),
@@ -72,13 +91,27 @@ fn content_over_the_limit_is_refused_at_its_end_and_leaves_nothing() {
     let site = Site::new(Plan::sample().set("smtp", "message_bytes_max", "\"64 KiB\""));
     let _server = Server::start(&site);
     let line = "0123456789abcdefghijklmnopqrstuvwxyz\n";
-    let reply = send_mail(site.smtp, "a@elsewhere.example", &["bob@example.jp"], &line.repeat(2000));
+    let reply = send_mail(
+        site.smtp,
+        "a@elsewhere.example",
+        &["bob@example.jp"],
+        &line.repeat(2000),
+    );
     assert!(reply.starts_with("552 5.3.4"), "{reply}");
-    let reply = send_mail(site.smtp, "a@elsewhere.example", &["bob@example.jp"], &line.repeat(1000));
+    let reply = send_mail(
+        site.smtp,
+        "a@elsewhere.example",
+        &["bob@example.jp"],
+        &line.repeat(1000),
+    );
     assert!(reply.starts_with("250 2.0.0"), "{reply}");
     let mails = wait_for_mails(site.pop3, "bob", PASSWORD, 1);
     let (_, body) = mails[0].split_once("\n0123").unwrap();
-    assert_eq!(body.trim_end().len() + 5, line.len() * 1000, "what was below the limit came whole");
+    assert_eq!(
+        body.trim_end().len() + 5,
+        line.len() * 1000,
+        "what was below the limit came whole"
+    );
 }
 
 #[test]
@@ -93,7 +126,12 @@ fn a_mail_cut_off_before_its_end_leaves_nothing() {
     assert!(talk.smtp("DATA").starts_with("354"));
     talk.send(b"Subject: half\r\n\r\nnot the end\r\n").unwrap();
     drop(talk);
-    let reply = send_mail(site.smtp, "a@elsewhere.example", &["bob@example.jp"], "Subject: whole\n\nbody");
+    let reply = send_mail(
+        site.smtp,
+        "a@elsewhere.example",
+        &["bob@example.jp"],
+        "Subject: whole\n\nbody",
+    );
     assert!(reply.starts_with("250"), "{reply}");
     let mails = wait_for_mails(site.pop3, "bob", PASSWORD, 1);
     assert!(mails[0].contains("Subject: whole"), "{}", mails[0]);

@@ -1,0 +1,286 @@
+//! Wrong configurations and directories: what `hikyaku check` says, and that nothing starts; directories that change.
+
+use std::path::Path;
+use std::time::Duration;
+
+use hikyaku_tests::harness::binary::{Said, hikyaku};
+use hikyaku_tests::harness::server::Server;
+use hikyaku_tests::harness::site::{PASSWORD, Plan, Site, person};
+use hikyaku_tests::harness::talk::{read_mails, send_mail, wait_for_mails};
+use hikyaku_tests::harness::wait_for;
+
+/// Longest wait for what happens at once.
+const AT_ONCE: Duration = Duration::from_secs(20);
+
+fn check(site: &Site) -> Said {
+    hikyaku([Path::new("check"), &site.config()])
+}
+
+/// `check` and the start say all of `parts`, and nothing was started.
+#[track_caller]
+fn assert_refused(site: &Site, parts: &[&str]) {
+    let config = site.config();
+    for said in [
+        check(site),
+        hikyaku([Path::new("all"), Path::new("--config"), &config]),
+    ] {
+        assert_eq!(said.code, Some(1), "{said:?}");
+        assert_eq!(said.out, "", "nothing listens");
+        for part in parts {
+            assert!(said.err.contains(part), "no {part:?} in\n{}", said.err);
+        }
+    }
+    assert!(!site.data().exists(), "nothing was started");
+}
+
+#[test]
+fn configuration_errors_name_file_line_key_and_what_is_allowed() {
+    let cases: [(&str, &str, &str, &[&str]); 13] = [
+        (
+            "smtp",
+            "lisen",
+            "[]",
+            &["lisen", "unknown", "message_bytes_max"],
+        ),
+        (
+            "smtp",
+            "listen",
+            "[\"everywhere\"]",
+            &["listen", "127.0.0.1:25"],
+        ),
+        (
+            "smtp",
+            "message_bytes_max",
+            "\"many\"",
+            &["message_bytes_max", "\"64 MiB\""],
+        ),
+        (
+            "smtp",
+            "message_bytes_max",
+            "\"1 KiB\"",
+            &["smtp.message_bytes_max", "at least 65536"],
+        ),
+        (
+            "smtp",
+            "recipients_max",
+            "3",
+            &["smtp.recipients_max", "at least 100"],
+        ),
+        (
+            "store",
+            "flush_interval",
+            "\"sometimes\"",
+            &["flush_interval", "\"30s\""],
+        ),
+        (
+            "log",
+            "segment_bytes",
+            "\"1 GiB\"",
+            &["log.bytes_max", "at least"],
+        ),
+        (
+            "pop3",
+            "cleartext_login",
+            "\"yes\"",
+            &["cleartext_login", "boolean"],
+        ),
+        (
+            "pop3",
+            "listen_tls",
+            "[\"127.0.0.1:995\"]",
+            &["pop3.listen_tls", "needs [tls]"],
+        ),
+        (
+            "directory",
+            "postmaster",
+            "\"nobody\"",
+            &["postmaster", "\"postmaster@example.jp\""],
+        ),
+        (
+            "directory",
+            "recipient_delimiter",
+            "\"++\"",
+            &["directory.recipient_delimiter", "one character"],
+        ),
+        (
+            "mbox.mbox2",
+            "shards",
+            "[0]",
+            &["mbox.mbox2.shards", "belongs to mbox.mbox1"],
+        ),
+        ("node", "drain_timeout", "30", &["drain_timeout", "\"30s\""]),
+    ];
+    for (section, key, value, parts) in cases {
+        let mut site = Site::new(Plan::sample());
+        site.configure(section, key, value);
+        let text = std::fs::read_to_string(site.config()).unwrap();
+        // the log is too small for its segments: the line of the limit, not of the segments
+        let blamed = if key == "segment_bytes" {
+            "bytes_max = ".to_owned()
+        } else {
+            format!("{key} = {value}")
+        };
+        let lines: Vec<&str> = text.lines().collect();
+        let line = 1 + lines
+            .iter()
+            .rposition(|line| line.starts_with(&blamed))
+            .unwrap();
+        let mut parts = parts.to_vec();
+        let place = format!("{}:{line}: ", site.config().display());
+        parts.push(&place);
+        assert_refused(&site, &parts);
+    }
+}
+
+#[test]
+fn a_file_that_is_no_configuration_is_refused() {
+    let site = Site::new(Plan::sample());
+    let mut text = std::fs::read_to_string(site.config()).unwrap();
+    let lines = text.lines().count();
+    text.push_str("[smtp\n");
+    std::fs::write(site.config(), &text).unwrap();
+    assert_refused(&site, &[&format!("hikyaku.toml:{}: ", lines + 1)]);
+    std::fs::remove_file(site.config()).unwrap();
+    assert_refused(&site, &["hikyaku.toml", "No such file"]);
+}
+
+#[test]
+fn all_that_is_wrong_is_said_at_once() {
+    let mut site = Site::new(Plan::sample());
+    site.configure("smtp", "recipients_max", "3");
+    site.configure("queue", "messages_max", "0");
+    site.configure("pop3", "listen", &format!("[\"{}\"]", site.smtp));
+    assert_refused(
+        &site,
+        &[
+            "smtp.recipients_max",
+            "queue.messages_max",
+            "pop3.listen",
+            "smtp.listen already",
+        ],
+    );
+}
+
+#[test]
+fn missing_files_are_named() {
+    let site = Site::new(Plan::sample().certificate());
+    std::fs::remove_file(site.certificate()).unwrap();
+    assert_refused(&site, &["certificate.pem", "No such file"]);
+    std::fs::write(site.certificate(), "no certificate\n").unwrap();
+    assert_refused(&site, &["certificate.pem"]);
+    let site = Site::new(Plan::sample().certificate());
+    // of another certificate
+    let key = std::fs::read(site.home().join("key.pem")).unwrap();
+    site.write_certificate();
+    std::fs::write(site.home().join("key.pem"), key).unwrap();
+    assert_refused(&site, &["key.pem"]);
+    let site = Site::new(Plan::sample());
+    std::fs::remove_file(site.ldif_file()).unwrap();
+    assert_refused(&site, &["directory.ldif", "No such file"]);
+}
+
+#[test]
+fn broken_directory_entries_are_errors_of_check_and_fail_alone_at_run_time() {
+    let no_address = "dn: cn=lost,o=example.jp\nobjectClass: inetLocalMailRecipient\ncn: lost\n";
+    let second = person("bob2", "mbox1").replace("bob2@example.jp", "bob@example.jp");
+    let site = Site::new(Plan::sample().ldif(no_address).ldif(&second));
+    let said = check(&site);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    let line_of = |dn: &str| {
+        let position = site
+            .ldif()
+            .lines()
+            .position(|line| line == format!("dn: {dn}"));
+        format!(
+            "directory.ldif: line {}: error: {dn}: ",
+            position.unwrap() + 1
+        )
+    };
+    for dn in ["cn=broken,o=example.jp", "cn=lost,o=example.jp"] {
+        assert!(
+            said.out.contains(&line_of(dn)),
+            "no {:?} in\n{}",
+            line_of(dn),
+            said.out
+        );
+    }
+    assert!(said.out.contains("bob@example.jp"), "{}", said.out);
+    assert!(
+        !said.out.contains("alice@"),
+        "what is right is not named:\n{}",
+        said.out
+    );
+    let _server = Server::start(&site);
+    let send = |user: &str| {
+        send_mail(
+            site.smtp,
+            "",
+            &[&format!("{user}@example.jp")],
+            "Subject: x\n",
+        )
+    };
+    for user in ["broken", "bob"] {
+        assert!(
+            send(user).starts_with("451 4.4.3"),
+            "{user}: {}",
+            send(user)
+        );
+    }
+    for user in ["alice", "carol"] {
+        assert!(send(user).starts_with("250"), "{user}: {}", send(user));
+    }
+    assert!(
+        send("lost").starts_with("550 5.1.1"),
+        "nobody has that address: {}",
+        send("lost")
+    );
+}
+
+#[test]
+fn a_changed_directory_is_taken_up_and_a_broken_one_is_not() {
+    let mut site = Site::new(Plan::sample());
+    let server = Server::start(&site);
+    let mail = |user: &str| {
+        send_mail(
+            site.smtp,
+            "",
+            &[&format!("{user}@example.jp")],
+            "Subject: x\n",
+        )
+    };
+    assert!(mail("dora").starts_with("550 5.1.1"));
+    let good = format!("{}{}", site.ldif(), person("dora", "mbox2"));
+    let began = std::time::Instant::now();
+    let (smtp, pop3) = (site.smtp, site.pop3);
+    let mail = |user: &str| send_mail(smtp, "", &[&format!("{user}@example.jp")], "Subject: x\n");
+    site.write_ldif(good.clone());
+    wait_for("the new user", AT_ONCE, || mail("dora").starts_with("250"));
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(8), "it took {took:?}");
+    wait_for_mails(pop3, "dora", PASSWORD, 1);
+
+    let refusals = |server: &Server| server.log().matches("level=error").count();
+    for bad in ["this is no LDIF\n", "", &good[..good.len() / 3]] {
+        let before = refusals(&server);
+        site.write_ldif(bad.to_owned());
+        wait_for("a refusal in the log", AT_ONCE, || {
+            refusals(&server) > before
+        });
+        assert!(
+            mail("dora").starts_with("250"),
+            "the last good directory goes on answering"
+        );
+    }
+    let status = site.ask(&["status"]).must();
+    assert!(
+        status.contains("ALARM") && status.contains("directory.ldif"),
+        "{status}"
+    );
+    site.write_ldif(good.replace("uid: dora\n", "uid: dora\nuid: dodo\n"));
+    wait_for("the mended directory", AT_ONCE, || {
+        read_mails(pop3, "dodo", PASSWORD).is_ok()
+    });
+    wait_for("the end of the alarm", AT_ONCE, || {
+        !site.ask(&["status"]).must().contains("ALARM")
+    });
+}

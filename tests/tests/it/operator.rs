@@ -1,0 +1,340 @@
+//! What an operator does and reads: the queue, routes, the log.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hikyaku_tests::harness::load::queue_id;
+use hikyaku_tests::harness::server::Server;
+use hikyaku_tests::harness::site::{PASSWORD, Plan, Site, person};
+use hikyaku_tests::harness::talk::{read_mails, send_mail, wait_for_mails};
+use hikyaku_tests::harness::wait_for;
+
+/// Longest wait for what happens at once.
+const AT_ONCE: Duration = Duration::from_secs(20);
+
+/// A site with a user whose mailbox is too small for any mail, so that mail for it stays in the queue.
+fn site_with_a_full_mailbox() -> Site {
+    Site::new(Plan::sample().ldif(&tiny(100)))
+}
+
+/// The directory entry of tiny@example.jp with a quota of so many octets.
+fn tiny(quota: u64) -> String {
+    format!("{}mailQuotaSize: {quota}\n", person("tiny", "mbox1"))
+}
+
+/// Sends a mail; its queue id.
+fn send(site: &Site, to: &[&str], subject: &str) -> String {
+    let content = format!(
+        "Subject: {subject}\n\n{}",
+        "It does not fit into a hundred octets.\n".repeat(5)
+    );
+    let reply = send_mail(site.smtp, "alice@example.jp", to, &content);
+    queue_id(&reply)
+        .unwrap_or_else(|| panic!("{reply}"))
+        .to_owned()
+}
+
+/// Waits until the first attempt at a mail has failed.
+fn wait_until_deferred(site: &Site, id: &str) {
+    wait_for("a first attempt", AT_ONCE, || {
+        site.ask(&["queue", "show", id])
+            .must()
+            .contains("deferred until")
+    });
+}
+
+fn give_room(site: &mut Site, server: &Server) {
+    let times = |log: &str| log.matches("directory read again").count();
+    let before = times(&server.log());
+    site.write_ldif(
+        site.ldif()
+            .replace("mailQuotaSize: 100\n", "mailQuotaSize: 1000000\n"),
+    );
+    wait_for("the new directory", AT_ONCE, || {
+        times(&server.log()) > before
+    });
+}
+
+#[test]
+fn mail_over_quota_is_listed_shown_and_retried() {
+    let mut site = site_with_a_full_mailbox();
+    let server = Server::start(&site);
+    let id = send(
+        &site,
+        &["tiny@example.jp", "bob@example.jp"],
+        "two recipients",
+    );
+    wait_until_deferred(&site, &id);
+    wait_for_mails(site.pop3, "bob", PASSWORD, 1);
+
+    let listed = site.ask(&["queue", "list"]).must();
+    assert!(
+        listed.starts_with(&id) && listed.contains("<alice@example.jp>"),
+        "{listed}"
+    );
+    assert!(
+        listed.contains("<tiny@example.jp> deferred until"),
+        "{listed}"
+    );
+    assert!(listed.ends_with("1 shown, 1 in the queue\n"), "{listed}");
+    let only = |arguments: &[&str]| {
+        let out = site.ask(&[&["queue", "list"], arguments].concat()).must();
+        out.lines().last().unwrap().starts_with("1 shown")
+    };
+    assert!(only(&["--state", "deferred"]) && !only(&["--state", "hold"]));
+    assert!(only(&["--address", "tiny@"]) && !only(&["--address", "carol@"]));
+    assert!(only(&["--tenant", "example.jp"]) && !only(&["--tenant", "other.example"]));
+
+    let shown = site.ask(&["queue", "show", &id]).must();
+    for part in [
+        "<bob@example.jp> delivered",
+        "4.2.2",
+        "tenant example.jp",
+        "helo client.example",
+        "127.0.0.1",
+    ] {
+        assert!(shown.contains(part), "no {part:?} in\n{shown}");
+    }
+    give_room(&mut site, &server);
+    assert_eq!(
+        site.ask(&["queue", "retry", &id]).must(),
+        "1 to be tried now\n"
+    );
+    wait_for_mails(site.pop3, "tiny", PASSWORD, 1);
+    wait_for("an empty queue", AT_ONCE, || site.queued() == 0);
+    wait_for_mails(site.pop3, "bob", PASSWORD, 1);
+}
+
+#[test]
+fn held_mail_waits_for_its_release_over_a_restart() {
+    let mut site = site_with_a_full_mailbox();
+    let mut server = Server::start(&site);
+    let id = send(&site, &["tiny@example.jp"], "to be held");
+    wait_until_deferred(&site, &id);
+    assert_eq!(
+        site.ask(&["queue", "hold", &id, "--reason", "a suspicion"])
+            .must(),
+        "1 held\n"
+    );
+    give_room(&mut site, &server);
+    assert!(server.stop().0.success());
+    let _server = Server::start(&site);
+
+    let shown = site.ask(&["queue", "show", &id]).must();
+    assert!(shown.contains("a suspicion"), "{shown}");
+    // what may go goes, past the held one, and a retry does not free it
+    site.ask(&["queue", "retry", &id]);
+    send(&site, &["tiny@example.jp"], "not held");
+    let mails = wait_for_mails(site.pop3, "tiny", PASSWORD, 1);
+    assert!(mails[0].contains("Subject: not held"), "{}", mails[0]);
+    std::thread::sleep(Duration::from_secs(1));
+    wait_for_mails(site.pop3, "tiny", PASSWORD, 1);
+
+    assert_eq!(
+        site.ask(&["queue", "release", "--all"]).must(),
+        "1 released\n"
+    );
+    wait_for_mails(site.pop3, "tiny", PASSWORD, 2);
+    wait_for("an empty queue", AT_ONCE, || site.queued() == 0);
+}
+
+#[test]
+fn deleted_mail_is_gone_and_nobody_is_told() {
+    let mut site = site_with_a_full_mailbox();
+    let server = Server::start(&site);
+    let id = send(&site, &["tiny@example.jp"], "to be deleted");
+    wait_until_deferred(&site, &id);
+    assert_eq!(site.ask(&["queue", "delete", &id]).must(), "1 deleted\n");
+    wait_for("an empty queue", AT_ONCE, || site.queued() == 0);
+    give_room(&mut site, &server);
+    send(&site, &["tiny@example.jp"], "later");
+    let mails = wait_for_mails(site.pop3, "tiny", PASSWORD, 1);
+    assert!(mails[0].contains("Subject: later"), "{}", mails[0]);
+    wait_for_mails(site.pop3, "alice", PASSWORD, 0);
+    let log = server.log();
+    let order = log.lines().map(fields).find(|line| {
+        line.get("order")
+            .is_some_and(|order| order == "ORDER_DELETE")
+    });
+    assert_eq!(order.unwrap_or_else(|| panic!("{log}"))["queue_id"], id);
+}
+
+#[test]
+fn wrong_questions_fail_and_say_why() {
+    let site = site_with_a_full_mailbox();
+    let unknown = "000001a20c5c5f230f3aedc650681918";
+    let fails = |arguments: &[&str], why: &str| {
+        let said = site.ask(arguments);
+        assert!(
+            said.code == Some(1) && said.err.contains(why),
+            "{arguments:?}: {said:?}"
+        );
+    };
+    for arguments in [
+        &["queue", "list"][..],
+        &["status"],
+        &["route", "explain", "bob@example.jp"],
+    ] {
+        fails(arguments, "no hikyaku process answers at");
+    }
+    let mut server = Server::start(&site);
+    fails(&["queue", "show", unknown], "is not in the queue");
+    for verb in ["hold", "release", "delete", "retry"] {
+        fails(&["queue", verb, unknown], unknown);
+        fails(&["queue", verb, "nonsense"], "not a valid queue id");
+    }
+    fails(&["shard", "snapshot", "mbox-99", "x"], "not served");
+    fails(
+        &["shard", "snapshot", "nonsense", "x"],
+        "expected e.g. mbox-0",
+    );
+    fails(&["route", "explain", "nonsense"], "");
+    server.kill();
+    // its socket is left, and nobody at it
+    fails(&["status"], "no hikyaku process answers at");
+}
+
+#[test]
+fn routes_are_explained_and_status_tells_how_it_is() {
+    let site = site_with_a_full_mailbox();
+    let _server = Server::start(&site);
+    let explain = |address: &str, parts: &[&str]| {
+        let out = site.ask(&["route", "explain", address]).must();
+        for part in parts {
+            assert!(out.contains(part), "no {part:?} in\n{out}");
+        }
+    };
+    explain(
+        "bob+x@example.jp",
+        &["mbox mbox2", "uid=bob", "RCPT would hear: 250 2.1.5"],
+    );
+    explain(
+        "team@example.jp",
+        &["group of 3", "alice@example.jp: mbox mbox1", "250 2.1.5"],
+    );
+    explain(
+        "away@example.jp",
+        &["friend@elsewhere.example", "450 4.3.2"],
+    );
+    explain("nobody@example.jp", &["550 5.1.1"]);
+    explain("someone@elsewhere.example", &["550 5.7.1"]);
+    explain("broken@example.jp", &["451 4.4.3"]);
+    send(&site, &["bob@example.jp"], "one");
+    wait_for_mails(site.pop3, "bob", PASSWORD, 1);
+    let status = site.ask(&["status"]).must();
+    for part in [
+        &format!("listener smtp {}", site.smtp),
+        "incoming-0",
+        "home-0",
+        "mbox-0",
+        "mbox-1",
+    ] {
+        assert!(status.contains(part), "no {part:?} in\n{status}");
+    }
+    let row = status
+        .lines()
+        .find(|line| line.starts_with("mbox-1"))
+        .unwrap();
+    assert_eq!(
+        row.split_whitespace().nth(1),
+        Some("1"),
+        "bob's mail in\n{status}"
+    );
+    assert!(!status.contains("ALARM"), "{status}");
+}
+
+#[test]
+fn every_step_of_a_mail_is_one_line_of_the_log() {
+    let site = site_with_a_full_mailbox();
+    let server = Server::start(&site);
+    let refused = send_mail(site.smtp, "alice@example.jp", &["nobody@example.jp"], "");
+    assert!(refused.starts_with("550"), "{refused}");
+    let id = send(&site, &["bob@example.jp", "tiny@example.jp"], "hello");
+    wait_until_deferred(&site, &id);
+    wait_for_mails(site.pop3, "bob", PASSWORD, 1);
+    let log = server.log();
+
+    let [connected, ..] = &lines(&log, "connected", "")[..] else {
+        panic!("{log}")
+    };
+    assert_eq!(connected["listener"], "smtp");
+    assert!(connected["peer"].starts_with("127.0.0.1:"));
+    let [rejected] = &lines(&log, "rejected", "")[..] else {
+        panic!("{log}")
+    };
+    assert_eq!(
+        (rejected["phase"].as_str(), rejected["recipient"].as_str()),
+        ("rcpt", "nobody@example.jp")
+    );
+    assert_eq!(rejected["reply"], "550 5.1.1 no such user here");
+    let [queued] = &lines(&log, "queued", &id)[..] else {
+        panic!("{log}")
+    };
+    assert_eq!(
+        (queued["tenant"].as_str(), queued["recipients"].as_str()),
+        ("example.jp", "2")
+    );
+    assert!(
+        connected["session"] != queued["session"],
+        "the second session"
+    );
+    let [attempted, ..] = &lines(&log, "attempted", &id)[..] else {
+        panic!("{log}")
+    };
+    assert_eq!(
+        (
+            attempted["recipient"].as_str(),
+            attempted["tenant"].as_str()
+        ),
+        ("tiny@example.jp", "example.jp")
+    );
+    assert!(attempted["reply"].starts_with("452 4.2.2"), "{attempted:?}");
+    assert!(!attempted["next_attempt"].is_empty());
+    let [settled] = &lines(&log, "settled", &id)[..] else {
+        panic!("{log}")
+    };
+    assert_eq!(
+        (settled["recipient"].as_str(), settled["outcome"].as_str()),
+        ("bob@example.jp", "delivered")
+    );
+    assert_eq!(settled["tenant"], "example.jp");
+    assert!(!log.contains("It does not fit"), "no body in the log");
+    // a password that is right, and one that is not
+    let user = &site.users[0];
+    read_mails(site.pop3, &user.login, &user.password).unwrap();
+    read_mails(site.pop3, &user.login, "sesame-4711").unwrap_err();
+    let log = server.log();
+    assert!(
+        log.contains("login ok") && log.contains("login failed"),
+        "{log}"
+    );
+    for secret in [user.password.as_str(), "sesame-4711", "{SSHA"] {
+        assert!(!log.contains(secret), "{secret} is in the log");
+    }
+}
+
+/// The fields of the log's lines of one kind, about one mail if its queue id is given.
+fn lines(log: &str, kind: &str, id: &str) -> Vec<BTreeMap<String, String>> {
+    let all = log.lines().map(fields);
+    let of_kind = all.filter(|line| {
+        line.get("target").is_some_and(|target| target == "maillog") && line["msg"] == kind
+    });
+    of_kind
+        .filter(|line| id.is_empty() || line["queue_id"] == id)
+        .collect()
+}
+
+/// `key=value` and `key="quoted value"`.
+fn fields(line: &str) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    let mut rest = line;
+    while let Some((key, after)) = rest.trim_start().split_once('=') {
+        let (value, after) = match after.strip_prefix('"') {
+            Some(quoted) => quoted.split_once('"').unwrap_or((quoted, "")),
+            None => after.split_once(' ').unwrap_or((after, "")),
+        };
+        found.insert(key.to_owned(), value.to_owned());
+        rest = after;
+    }
+    found
+}
