@@ -15,7 +15,10 @@ const THREADS: usize = 2;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable} is not a number: {text}")))
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{variable} is not a number: {text}")),
+    )
 }
 
 fn check(outcome: &Outcome) {
@@ -79,7 +82,10 @@ fn pinned_seeds() {
 fn a_seed_is_one_run() {
     for seed in 1..=3 {
         let (one, other) = (run_seed(seed, false), run_seed(seed, false));
-        assert_eq!(one.digest, other.digest, "seed {seed} gave two different runs");
+        assert_eq!(
+            one.digest, other.digest,
+            "seed {seed} gave two different runs"
+        );
         assert_eq!(one.counts, other.counts);
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hikyaku_access::mailboxes::Mailboxes;
-use hikyaku_access::pop3::maildrop::{Maildrop, MailboxRef};
+use hikyaku_access::pop3::maildrop::{MailboxRef, Maildrop};
 use hikyaku_blob::Blobs;
 use hikyaku_blob::body::BodyReader;
 use hikyaku_blob::memory::MemoryBlobs;
@@ -94,7 +94,10 @@ impl Clients {
         self.world.digest(&content);
         self.world.note(format_args!(
             "#{number} from <{reverse_path}> to {:?}, {} octets",
-            addresses.iter().map(|index| ADDRESSES[*index].local_part).collect::<Vec<_>>(),
+            addresses
+                .iter()
+                .map(|index| ADDRESSES[*index].local_part)
+                .collect::<Vec<_>>(),
             content.len()
         ));
         let attempt = Attempt {
@@ -240,7 +243,9 @@ impl Clients {
             };
             clients.world.count("read/open");
             clients.check_maildrop(user, &maildrop, &expected, &gone);
-            clients.read_some(&front.access, &maildrop, &mut random).await;
+            clients
+                .read_some(&front.access, &maildrop, &mut random)
+                .await;
         });
     }
 
@@ -250,7 +255,10 @@ impl Clients {
         let account = account_id(user).to_string();
         let delivered = history.look(|truth| delivered_to(truth, &account));
         let ledger = lock(&self.ledger);
-        delivered.difference(&ledger.expunge_asked).cloned().collect()
+        delivered
+            .difference(&ledger.expunge_asked)
+            .cloned()
+            .collect()
     }
 
     /// A maildrop as opened must hold `expected` and nothing of `gone`.
@@ -328,14 +336,12 @@ impl Clients {
     /// The mail is one that was sent, octet for octet, behind documented headers; or a report. Answers its ledger number.
     pub async fn check_content(&self, prefix: &[u8], body: &Body) {
         let Some(content) = self.content_of(body).await else {
-            self.world
-                .violate("a stored body cannot be read");
+            self.world.violate("a stored body cannot be read");
             return;
         };
         let prefix = String::from_utf8_lossy(prefix).into_owned();
         if !prefix.starts_with("Return-Path: <") || !prefix.contains("\r\nDelivered-To: ") {
-            self.world
-                .violate(format_args!("a prefix is {prefix:?}"));
+            self.world.violate(format_args!("a prefix is {prefix:?}"));
         }
         if content.starts_with(b"From: Mail Delivery System ") {
             self.world.count("read/report");
@@ -359,7 +365,9 @@ impl Clients {
 
     /// A body's octets.
     pub async fn content_of(&self, body: &Body) -> Option<Vec<u8>> {
-        let mut reader = BodyReader::open(&self.blobs as &dyn Blobs, body).await.ok()?;
+        let mut reader = BodyReader::open(&self.blobs as &dyn Blobs, body)
+            .await
+            .ok()?;
         let mut content = Vec::new();
         while let Some(chunk) = reader.read().await.ok()? {
             content.extend_from_slice(&chunk);
@@ -394,7 +402,10 @@ fn place(mailbox: &MailboxRef, uid: u32) -> Place {
 }
 
 fn enhanced(reply: &Reply) -> String {
-    reply.enhanced.map(|code| code.to_string()).unwrap_or_default()
+    reply
+        .enhanced
+        .map(|code| code.to_string())
+        .unwrap_or_default()
 }
 
 fn content(random: &mut Random, number: usize) -> Bytes {
@@ -415,7 +426,13 @@ fn content(random: &mut Random, number: usize) -> Bytes {
         if line == 1 {
             text.push_str(".leading dot\r\n.\r\n..\r\n");
         }
-        text.push_str(&format!("{:016x}{:016x}{:016x}{:08x}\r\n", random.draw(), random.draw(), random.draw(), line));
+        text.push_str(&format!(
+            "{:016x}{:016x}{:016x}{:08x}\r\n",
+            random.draw(),
+            random.draw(),
+            random.draw(),
+            line
+        ));
     }
     Bytes::from(text)
 }

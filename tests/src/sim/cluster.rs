@@ -97,7 +97,9 @@ fn schedule() -> Schedule {
 
 /// Shards with a store.
 pub fn stored_shards() -> impl Iterator<Item = ShardId> {
-    shards().into_iter().filter(|shard| shard.class != Class::Incoming)
+    shards()
+        .into_iter()
+        .filter(|shard| shard.class != Class::Incoming)
 }
 
 fn applied_in(position: &[u8]) -> Position {
@@ -145,7 +147,10 @@ impl Cluster {
 
     /// Machines that run.
     pub fn live(&self) -> Vec<usize> {
-        let live = self.machines.iter().filter(|machine| machine.life.is_some());
+        let live = self
+            .machines
+            .iter()
+            .filter(|machine| machine.life.is_some());
         live.map(|machine| machine.index).collect()
     }
 
@@ -243,8 +248,13 @@ impl Cluster {
         ));
         let pairs = pairs(&*snapshot);
         let disk = &self.machines[index].disk;
-        MemoryEngine::replace(disk, &shard.to_string(), pairs.into_iter().map(Ok), position)
-            .unwrap();
+        MemoryEngine::replace(
+            disk,
+            &shard.to_string(),
+            pairs.into_iter().map(Ok),
+            position,
+        )
+        .unwrap();
     }
 
     /// Machine `index` dies where it stands; with `power` lost, so does everything in flight in its log.
@@ -494,5 +504,8 @@ impl Starting<'_> {
 
 /// The retained payload octets of all shards.
 pub fn retained_bytes(log: &dyn Log) -> u64 {
-    shards().into_iter().map(|shard| log.pinned(shard).bytes).sum()
+    shards()
+        .into_iter()
+        .map(|shard| log.pinned(shard).bytes)
+        .sum()
 }

@@ -171,8 +171,9 @@ fn clock(run: &mut Run) {
         .random
         .pick(&[0, HOUR_MS, -HOUR_MS, 120 * HOUR_MS, -120 * HOUR_MS]);
     run.world.count("fault/clock jump");
-    run.world
-        .note(format_args!("clock of machine {index} is off by {skew_ms} ms"));
+    run.world.note(format_args!(
+        "clock of machine {index} is off by {skew_ms} ms"
+    ));
     run.cluster.machines[index].ambient.set_skew(skew_ms);
 }
 
@@ -226,13 +227,18 @@ fn disk_full(run: &mut Run) {
     run.world.count("fault/store's disk full");
     let shards: Vec<_> = stored_shards().collect();
     let name = run.random.pick(&shards).to_string();
-    let disk = run.cluster.machines[run.random.below(MACHINES)].disk.clone();
+    let disk = run.cluster.machines[run.random.below(MACHINES)]
+        .disk
+        .clone();
     disk.set_full(&name, true);
     let duration = run.random.millis(1_000, 60_000);
-    run.cluster.clients.tasks.spawn("disk recovers", async move {
-        sleep(duration).await;
-        disk.set_full(&name, false);
-    });
+    run.cluster
+        .clients
+        .tasks
+        .spawn("disk recovers", async move {
+            sleep(duration).await;
+            disk.set_full(&name, false);
+        });
 }
 
 /// Nobody reaches a machine, but it goes on and may lead.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use hikyaku_engine::Engine;
 use hikyaku_engine::memory::{MemoryDisk, MemoryEngine};
 use hikyaku_home::machine::HomeMachine;
 use hikyaku_log::sim::{SimDisk, SimLog};
@@ -19,6 +20,7 @@ use hikyaku_proto::v1::{Record, record::Command};
 use hikyaku_queue::machine::{QueueMachine, QueueOptions};
 use hikyaku_shard::machine::Machine;
 use hikyaku_store::machine::{Answer, MailboxMachine, StoredAt};
+use hikyaku_store::read::{self, Account};
 use prost::Message as _;
 
 use super::site::SPARE_SHARD;
@@ -44,7 +46,7 @@ pub fn shards() -> Vec<ShardId> {
 enum Reference {
     Queue(Box<QueueMachine>),
     Home(Box<HomeMachine>),
-    Mailbox(Box<MailboxMachine>),
+    Mailbox(Box<MailboxMachine>, Arc<MemoryEngine>),
 }
 
 struct ShardHistory {
@@ -60,6 +62,8 @@ struct ShardHistory {
 struct MailHistory {
     last_uid: BTreeMap<(String, u32), u32>,
     delivered: BTreeMap<(String, Bytes), StoredAt>,
+    /// UIDNEXT and HIGHESTMODSEQ of INBOX, by account and UIDVALIDITY.
+    numbers: BTreeMap<(String, u32), (u32, u64)>,
 }
 
 struct State {
@@ -98,13 +102,17 @@ impl History {
             let open = || MemoryEngine::open(&stores, &id.to_string());
             let mut reference = match id.class {
                 Class::Home => Reference::Home(Box::new(HomeMachine::open(open()).unwrap())),
-                Class::Mbox => Reference::Mailbox(Box::new(MailboxMachine::open(open()).unwrap())),
+                Class::Mbox => {
+                    let engine = open();
+                    let machine = MailboxMachine::open(engine.clone()).unwrap();
+                    Reference::Mailbox(Box::new(machine), engine)
+                }
                 _ => Reference::Queue(Box::new(QueueMachine::new(queue_options()))),
             };
             let resumed = match &mut reference {
                 Reference::Queue(machine) => machine.resume(incarnation, empty),
                 Reference::Home(machine) => machine.resume(incarnation, empty),
-                Reference::Mailbox(machine) => machine.resume(incarnation, empty),
+                Reference::Mailbox(machine, _) => machine.resume(incarnation, empty),
             };
             assert_eq!(resumed, Ok(Position(1)));
             let hashes = vec![reference.hash()];
@@ -180,7 +188,6 @@ impl History {
         history.map_or(1, |history| history.hashes.len() as u64)
     }
 
-
     /// Looks at what became of every message.
     pub fn look<T>(&self, look: impl FnOnce(&Truth) -> T) -> T {
         look(&lock(&self.state).truth)
@@ -192,7 +199,7 @@ impl Reference {
         match self {
             Reference::Queue(machine) => machine.state_hash(),
             Reference::Home(machine) => machine.state_hash(),
-            Reference::Mailbox(machine) => machine.state_hash(),
+            Reference::Mailbox(machine, _) => machine.state_hash(),
         }
     }
 }
@@ -204,13 +211,21 @@ impl ShardHistory {
         world.digest(&stamp.position.0.to_be_bytes());
         world.digest(&stamp.crc.to_be_bytes());
         let Ok(record) = Record::decode(logged.payload) else {
-            world.violate(format_args!("{} {} does not decode", self.id, stamp.position));
+            world.violate(format_args!(
+                "{} {} does not decode",
+                self.id, stamp.position
+            ));
             return;
         };
         let word = record.command.as_ref().map_or("none", word);
         world.count(format!("record/{}/{word}", self.id.class.word()));
         if world.is_verbose() {
-            world.note(format_args!("{} {} {}", self.id, stamp.position, brief(&record)));
+            world.note(format_args!(
+                "{} {} {}",
+                self.id,
+                stamp.position,
+                brief(&record)
+            ));
         }
         let applied = Applied { incarnation, stamp };
         match &mut self.reference {
@@ -224,10 +239,13 @@ impl ShardHistory {
                 machine.apply(stamp, record).unwrap();
                 machine.batch_end(applied).unwrap();
             }
-            Reference::Mailbox(machine) => {
+            Reference::Mailbox(machine, engine) => {
                 let command = record.command.clone();
                 let answer = machine.apply(stamp, record).unwrap();
                 machine.batch_end(applied).unwrap();
+                if let Some(account) = command.as_ref().and_then(account_in) {
+                    self.mail.check_numbers(world, &**engine, account);
+                }
                 self.mail.check(world, truth, self.id, command, &answer);
             }
         }
@@ -235,7 +253,39 @@ impl ShardHistory {
     }
 }
 
+/// The account whose mailboxes a command can change.
+fn account_in(command: &Command) -> Option<&str> {
+    Some(match command {
+        Command::Deliver(deliver) => &deliver.account,
+        Command::Expunge(expunge) => &expunge.account,
+        Command::StoreFlags(store) => &store.account,
+        Command::Void(void) => &void.account,
+        Command::SetAccount(set) => &set.account,
+        _ => return None,
+    })
+}
+
 impl MailHistory {
+    /// M3: UIDNEXT and HIGHESTMODSEQ never go back.
+    fn check_numbers(&mut self, world: &World, engine: &dyn Engine, account: &str) {
+        let snapshot = engine.snapshot();
+        let Ok(Account::Open(open)) = read::account(&*snapshot, account) else {
+            return;
+        };
+        let Ok(Some(inbox)) = read::mailbox(&*snapshot, account, open.inbox) else {
+            world.violate(format_args!("{account} has no INBOX"));
+            return;
+        };
+        let key = (account.to_owned(), inbox.uid_validity);
+        let known = self.numbers.entry(key).or_default();
+        if inbox.uid_next < known.0 || inbox.highest_modseq < known.1 {
+            world.violate(format_args!(
+                "M3: {account} goes back from {known:?} to {inbox:?}"
+            ));
+        }
+        *known = (inbox.uid_next, inbox.highest_modseq);
+    }
+
     /// M2: UIDs rise; M5: a delivery id gets one UID.
     fn check(
         &mut self,
@@ -266,13 +316,17 @@ impl MailHistory {
             .or_default();
         if at.uid <= *last {
             let (account, uid) = (&deliver.account, at.uid);
-            world.violate(format_args!("M2: {shard} {account} gives UID {uid} after {last}"));
+            world.violate(format_args!(
+                "M2: {shard} {account} gives UID {uid} after {last}"
+            ));
         }
         *last = at.uid;
         let key = (deliver.account.clone(), deliver.delivery_id.clone());
         if self.delivered.insert(key, *at).is_some() {
             let account = &deliver.account;
-            world.violate(format_args!("M5: {shard} {account} stores a delivery id twice"));
+            world.violate(format_args!(
+                "M5: {shard} {account} stores a delivery id twice"
+            ));
         }
         truth.stored(shard.index, &deliver, *at);
     }

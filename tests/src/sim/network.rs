@@ -59,7 +59,7 @@ impl NetFaults {
             slow: 30,
             duplicate: 30,
             duplicate_ms: 20_000,
-            other_machine: 200,
+            other_machine: 300,
         }
     }
 }
@@ -225,7 +225,11 @@ impl Network {
         let cut = &state.cut;
         let is_reached = |peer: &&Peer| cut.get(&peer.machine).is_none_or(|until| now >= *until);
         let mut peers = state.peers.values().filter(is_reached);
-        let peer = if other { peers.next_back() } else { peers.next() };
+        let peer = if other {
+            peers.next_back()
+        } else {
+            peers.next()
+        };
         peer.cloned()
             .ok_or_else(|| Status::unavailable("no machine is up"))
     }

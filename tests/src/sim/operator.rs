@@ -34,9 +34,13 @@ pub fn order(run: &mut Run) {
         return;
     }
     let id = *run.random.pick(&live);
-    let order = *run
-        .random
-        .pick(&[Order::Hold, Order::Hold, Order::Release, Order::Delete, Order::Retry]);
+    let order = *run.random.pick(&[
+        Order::Hold,
+        Order::Hold,
+        Order::Release,
+        Order::Delete,
+        Order::Retry,
+    ]);
     give(run, order, id);
 }
 

@@ -59,7 +59,7 @@ impl Run {
             reordered,
             unavailable: 1,
             full: 1,
-            tail_slow: 5,
+            tail_slow: 15,
             ..SimFaults::rough()
         };
         log.set_faults(log_faults.clone());
@@ -201,7 +201,11 @@ impl Run {
     fn change_directory(&mut self) {
         let what = match self.random.below(3) {
             0 => {
-                self.version.alias = if self.version.alias == "u1" { "u2" } else { "u1" };
+                self.version.alias = if self.version.alias == "u1" {
+                    "u2"
+                } else {
+                    "u1"
+                };
                 "alias"
             }
             1 => {
@@ -220,17 +224,24 @@ impl Run {
 
     /// Gives the directory's contents to the machines: to one at once, to the other perhaps later.
     pub fn publish(&mut self) {
-        self.world.note(format_args!("directory: {:?}", self.version));
+        self.world
+            .note(format_args!("directory: {:?}", self.version));
         let lag = match self.random.chance(500) {
             true => self.random.millis(0, 30_000),
             false => Duration::ZERO,
         };
         self.cluster.machines[0].directory.change(&self.version);
-        let (other, version) = (self.cluster.machines[1].directory.clone(), self.version.clone());
-        self.cluster.clients.tasks.spawn("directory lag", async move {
-            sleep(lag).await;
-            other.change(&version);
-        });
+        let (other, version) = (
+            self.cluster.machines[1].directory.clone(),
+            self.version.clone(),
+        );
+        self.cluster
+            .clients
+            .tasks
+            .spawn("directory lag", async move {
+                sleep(lag).await;
+                other.change(&version);
+            });
     }
 
     fn check(&self) {
@@ -293,7 +304,10 @@ impl Run {
                     let held = recipient.held.as_deref() == Some("no-outbound");
                     if recipient.end.is_none() && !held && !(worlds && ours_only) {
                         let address = &recipient.recipient.address;
-                        waiting.push(format!("{id} {number} <{address}> {:?} {:?}", recipient.held, fate.held));
+                        waiting.push(format!(
+                            "{id} {number} <{address}> {:?} {:?}",
+                            recipient.held, fate.held
+                        ));
                     }
                 }
             }
@@ -317,8 +331,9 @@ impl Run {
             while !self.unsettled(ours_only).is_empty() {
                 if began.elapsed() > SETTLE_MAX {
                     let waiting = self.unsettled(ours_only);
-                    self.world
-                        .violate(format_args!("liveness: not settled after healing: {waiting:?}"));
+                    self.world.violate(format_args!(
+                        "liveness: not settled after healing: {waiting:?}"
+                    ));
                 }
                 if self.has_failed() {
                     return;
@@ -350,10 +365,11 @@ impl Run {
             sleep(Duration::from_secs(1)).await;
             self.supervise().await;
             let behind = self.cluster.machines.iter().any(|machine| {
-                let Some(life) = &machine.life else { return true };
-                let is_behind = |shard, applied: u64| {
-                    applied + 1 != self.cluster.history.end(shard)
+                let Some(life) = &machine.life else {
+                    return true;
                 };
+                let is_behind =
+                    |shard, applied: u64| applied + 1 != self.cluster.history.end(shard);
                 let mailboxes = life.mailboxes.iter().any(|mailbox| {
                     is_behind(mailbox.shard.id(), mailbox.shard.applied().borrow().0)
                 });
@@ -415,7 +431,10 @@ impl Run {
             }
         }
         let bodies = history.look(|truth| {
-            let bodies = truth.messages.iter().map(|(id, fate)| (*id, fate.body.clone()));
+            let bodies = truth
+                .messages
+                .iter()
+                .map(|(id, fate)| (*id, fate.body.clone()));
             bodies.collect::<Vec<_>>()
         });
         let mut numbers = BTreeMap::new();

@@ -39,7 +39,9 @@ pub fn desk_moves(run: &mut Run) {
         clients.send(&mut random, vec![desk]);
         sleep(Duration::from_secs(5)).await;
         if super::operator::owner(&network, old).await.is_none() {
-            return directories.iter().for_each(|directory| directory.change(&version));
+            return directories
+                .iter()
+                .for_each(|directory| directory.change(&version));
         }
         set_state(&network, old, AccountState::Disabled).await;
         network.set_faults(NetFaults {

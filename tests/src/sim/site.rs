@@ -219,7 +219,16 @@ impl Version {
             ));
         }
         let groups: [(&str, &[&str], Option<&str>); 4] = [
-            ("team", &["u0@example.jp", "u1@example.jp", "u2@example.jp", "u3@example.jp"], Some("owner@example.jp")),
+            (
+                "team",
+                &[
+                    "u0@example.jp",
+                    "u1@example.jp",
+                    "u2@example.jp",
+                    "u3@example.jp",
+                ],
+                Some("owner@example.jp"),
+            ),
             (
                 "list",
                 &[
@@ -266,10 +275,14 @@ impl SimDirectory {
             ..Settings::new(&["mbox1", "mbox2"], "example.jp")
         };
         let ldif = Version::first().ldif();
-        let inner =
-            LdifDirectory::load(ldif.as_bytes(), settings, PoolLimits::default()).unwrap();
+        let inner = LdifDirectory::load(ldif.as_bytes(), settings, PoolLimits::default()).unwrap();
         // the one thing wrong with it is meant to be: a member that nobody is
-        assert_eq!(inner.table().findings().len(), 1, "{:?}", inner.table().findings());
+        assert_eq!(
+            inner.table().findings().len(),
+            1,
+            "{:?}",
+            inner.table().findings()
+        );
         Arc::new(SimDirectory {
             inner,
             away_until: Mutex::default(),
