@@ -251,7 +251,13 @@ impl<M: Machine> Shard<M> {
     async fn apply_loop(&self) -> Result<std::convert::Infallible, Trouble> {
         let inner = &self.inner;
         let incarnation = inner.log.incarnation();
+        let mut begun = false;
         loop {
+            if begun {
+                // the log was cut above what was applied here: records that somebody waits for may never be seen
+                lock(&inner.waiters).clear();
+            }
+            begun = true;
             let next = lock(&inner.machine).resume(incarnation, inner.log.bounds(inner.id))?;
             self.check_last_applied().await?;
             inner

@@ -10,4 +10,8 @@ pub const PINNED: &[(u64, &str)] = &[
         34,
         "a recipient that had collapsed into an equal one was lost when that one was sent elsewhere",
     ),
+    (
+        726,
+        "a leader whose log was cut above what it had applied waited for ever for a record that it skipped",
+    ),
 ];

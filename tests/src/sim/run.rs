@@ -331,6 +331,7 @@ impl Run {
             while !self.unsettled(ours_only).is_empty() {
                 if began.elapsed() > SETTLE_MAX {
                     let waiting = self.unsettled(ours_only);
+                    self.explain(&waiting);
                     self.world.violate(format_args!(
                         "liveness: not settled after healing: {waiting:?}"
                     ));
@@ -342,6 +343,30 @@ impl Run {
                 sleep(Duration::from_secs(5)).await;
                 self.supervise().await;
                 self.check();
+            }
+        }
+    }
+
+    /// Says what each machine knows of those that wait.
+    fn explain(&self, waiting: &[String]) {
+        for machine in &self.cluster.machines {
+            let Some(life) = &machine.life else { continue };
+            for line in waiting.iter().take(5) {
+                let Some(id) = line.split(' ').next().and_then(|id| id.parse().ok()) else {
+                    continue;
+                };
+                let shown = life.control.as_ref().map(|control| control.show(id));
+                let taken = life.incoming.read(|queue| {
+                    let index = queue.index();
+                    let numbers = (0..40).filter(|number| index.is_taken((id, *number)));
+                    numbers.collect::<Vec<u32>>()
+                });
+                let activity = shown.as_ref().map(|shown| &shown.activity);
+                let known = shown.as_ref().is_some_and(|shown| shown.message.is_some());
+                self.world.note(format_args!(
+                    "machine {}: {id} known: {known}, taken: {taken:?}, {activity:?}",
+                    machine.name
+                ));
             }
         }
     }
