@@ -20,15 +20,73 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("home", &["mail", "proto", "log", "shard", "engine"]),
     ("queue", &["mail", "proto", "log", "serve", "shard"]),
     ("store", &["mail", "proto", "log", "shard", "engine"]),
-    ("edge", &["mail", "proto", "log", "serve", "shard", "blob", "directory", "smtp", "queue"]),
-    ("delivery", &["mail", "proto", "log", "serve", "shard", "blob", "directory", "home", "queue"]),
-    ("mbox", &["mail", "proto", "log", "serve", "shard", "engine", "home", "store"]),
-    ("access", &["mail", "proto", "serve", "shard", "blob", "directory", "home"]),
-    ("control", &["mail", "proto", "log", "serve", "shard", "directory", "home", "queue", "store"]),
+    (
+        "edge",
+        &[
+            "mail",
+            "proto",
+            "log",
+            "serve",
+            "shard",
+            "blob",
+            "directory",
+            "smtp",
+            "queue",
+        ],
+    ),
+    (
+        "delivery",
+        &[
+            "mail",
+            "proto",
+            "log",
+            "serve",
+            "shard",
+            "blob",
+            "directory",
+            "home",
+            "queue",
+        ],
+    ),
+    (
+        "mbox",
+        &[
+            "mail", "proto", "log", "serve", "shard", "engine", "home", "store",
+        ],
+    ),
+    (
+        "access",
+        &[
+            "mail",
+            "proto",
+            "serve",
+            "shard",
+            "blob",
+            "directory",
+            "home",
+        ],
+    ),
+    (
+        "control",
+        &[
+            "mail",
+            "proto",
+            "log",
+            "serve",
+            "shard",
+            "directory",
+            "home",
+            "queue",
+            "store",
+        ],
+    ),
 ];
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_owned()
 }
 
 fn files(directory: &Path, ending: &str, found: &mut Vec<PathBuf>) {
@@ -52,13 +110,22 @@ fn arrows_between_rooms_point_one_way() {
         // what tests of a room use beside it is not an arrow
         let dependencies = text.split("[dev-dependencies]").next().unwrap();
         for line in dependencies.lines() {
-            let Some(rest) = line.strip_prefix("hikyaku-") else { continue };
+            let Some(rest) = line.strip_prefix("hikyaku-") else {
+                continue;
+            };
             let other = rest.split(['.', ' ', '=']).next().unwrap();
-            assert!(may.contains(&other), "{room} must not depend on {other}; see docs/ARCHITECTURE.md");
+            assert!(
+                may.contains(&other),
+                "{room} must not depend on {other}; see docs/ARCHITECTURE.md"
+            );
         }
     }
     let rooms = fs::read_dir(root().join("services")).unwrap().count();
-    assert_eq!(rooms, allowed.len() + 1, "a new room belongs into this test and docs/ARCHITECTURE.md");
+    assert_eq!(
+        rooms,
+        allowed.len() + 1,
+        "a new room belongs into this test and docs/ARCHITECTURE.md"
+    );
 }
 
 #[test]
@@ -68,8 +135,15 @@ fn every_source_file_says_what_it_is() {
     assert!(sources.len() > 100);
     for path in sources {
         let text = fs::read_to_string(&path).unwrap();
-        let first = text.lines().find(|line| !line.starts_with("#!")).unwrap_or_default();
-        assert!(first.starts_with("//!"), "{} has no //! header", path.display());
+        let first = text
+            .lines()
+            .find(|line| !line.starts_with("#!"))
+            .unwrap_or_default();
+        assert!(
+            first.starts_with("//!"),
+            "{} has no //! header",
+            path.display()
+        );
     }
 }
 
@@ -86,7 +160,11 @@ fn links_in_the_docs_lead_somewhere() {
                 continue;
             }
             links += 1;
-            assert!(page.parent().unwrap().join(target).exists(), "{}: {target} does not exist", page.display());
+            assert!(
+                page.parent().unwrap().join(target).exists(),
+                "{}: {target} does not exist",
+                page.display()
+            );
         }
     }
     assert!(links > 5);
@@ -96,12 +174,24 @@ fn links_in_the_docs_lead_somewhere() {
 fn files_named_in_the_flow_exist() {
     let flow = fs::read_to_string(root().join("docs/FLOW.md")).unwrap();
     let mut named = 0;
-    for word in flow.split('`').skip(1).step_by(2).filter(|word| word.ends_with(".rs") && word.contains('/')) {
-        let path = root().join(if word.starts_with("services/") { word.to_owned() } else { format!("services/{word}") });
+    for word in flow
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|word| word.ends_with(".rs") && word.contains('/'))
+    {
+        let path = root().join(if word.starts_with("services/") {
+            word.to_owned()
+        } else {
+            format!("services/{word}")
+        });
         if word.starts_with("wal/") {
             continue;
         }
-        assert!(path.exists(), "docs/FLOW.md names {word}, which does not exist");
+        assert!(
+            path.exists(),
+            "docs/FLOW.md names {word}, which does not exist"
+        );
         named += 1;
     }
     assert!(named > 20);
@@ -111,7 +201,11 @@ fn files_named_in_the_flow_exist() {
 fn machines_read_no_clock_and_no_randomness() {
     for room in ["home", "queue", "store"] {
         let mut sources = Vec::new();
-        files(&root().join("services").join(room).join("src"), ".rs", &mut sources);
+        files(
+            &root().join("services").join(room).join("src"),
+            ".rs",
+            &mut sources,
+        );
         for path in sources {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
             // the intake is read by edges, outside apply
@@ -119,7 +213,16 @@ fn machines_read_no_clock_and_no_randomness() {
                 continue;
             }
             let text = fs::read_to_string(&path).unwrap();
-            for word in ["SystemTime", "Instant::now", "now_ms()", "getrandom", "HashMap", "HashSet", "f64", "f32"] {
+            for word in [
+                "SystemTime",
+                "Instant::now",
+                "now_ms()",
+                "getrandom",
+                "HashMap",
+                "HashSet",
+                "f64",
+                "f32",
+            ] {
                 assert!(!text.contains(word), "{} has {word}", path.display());
             }
         }

@@ -11,10 +11,10 @@
 //! * [`bounded`]: a held message, an idle mailbox and much traffic; no delivery for a while
 //! * [`kills`]: SIGKILL at random and at every commit point
 //! * [`power_loss`]: images of what a power cut could have left
-// outside the system under test: the machine's own clock is the one that counts
-#![allow(clippy::disallowed_methods)]
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
+// outside the system under test: the machine's own clock is the one that counts
+#![allow(clippy::disallowed_methods)]
 
 mod backup;
 mod clients;
