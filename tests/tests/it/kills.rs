@@ -52,7 +52,9 @@ impl Tally {
         let points = [CommitPoint::A, CommitPoint::B, CommitPoint::C];
         let moments = [Moment::BeforeWrite, Moment::BeforeSync, Moment::AfterSync];
         let hit = |point, moment| self.hits.get(&(point, moment)).copied().unwrap_or(0);
-        points.iter().all(|&point| moments.iter().all(|&moment| hit(point, moment) >= HITS_MIN))
+        points
+            .iter()
+            .all(|&point| moments.iter().all(|&moment| hit(point, moment) >= HITS_MIN))
             && self.in_recovery >= HITS_MIN
             && self.between_b_and_c >= HITS_MIN
             && self.untold >= HITS_MIN
@@ -61,10 +63,20 @@ impl Tally {
 
 #[test]
 fn killed_at_random_and_at_every_commit_point_nothing_is_lost_or_doubled() {
-    let wanted = std::env::var("HIKYAKU_KILLS").ok().map(|text| text.parse().expect("a number"));
-    let longest = if wanted.is_some() { Duration::MAX } else { LONGEST };
+    let wanted = std::env::var("HIKYAKU_KILLS")
+        .ok()
+        .map(|text| text.parse().expect("a number"));
+    let longest = if wanted.is_some() {
+        Duration::MAX
+    } else {
+        LONGEST
+    };
     let wanted = wanted.unwrap_or(COUNTED_MIN);
-    let plan = Plan::new(12).set("log", "segment_bytes", "\"2 MiB\"").set("log", "bytes_max", "\"32 MiB\"");
+    let plan = Plan::new(12).set("log", "segment_bytes", "\"2 MiB\"").set(
+        "log",
+        "bytes_max",
+        "\"32 MiB\"",
+    );
     let site = Site::new(plan);
     let load = Load {
         sessions: 12,
@@ -105,8 +117,15 @@ fn killed_at_random_and_at_every_commit_point_nothing_is_lost_or_doubled() {
         tally.hits
     );
     assert_balanced(&report);
-    assert!(tally.counted >= wanted, "only {} kills count", tally.counted);
-    assert!(tally.covered(), "a side of a commit point was hardly hit: {tally:?}");
+    assert!(
+        tally.counted >= wanted,
+        "only {} kills count",
+        tally.counted
+    );
+    assert!(
+        tally.covered(),
+        "a side of a commit point was hardly hit: {tally:?}"
+    );
     assert!(server.stop().0.success());
 }
 
@@ -114,7 +133,9 @@ fn killed_at_random_and_at_every_commit_point_nothing_is_lost_or_doubled() {
 fn kill_at_random(site: &Site, dice: &mut Random) -> Duration {
     let before = acknowledged(&site.ledger()).len();
     let mut server = Server::start(site);
-    wait_for("mail to flow", Duration::from_secs(30), || acknowledged(&site.ledger()).len() > before);
+    wait_for("mail to flow", Duration::from_secs(30), || {
+        acknowledged(&site.ledger()).len() > before
+    });
     std::thread::sleep(Duration::from_millis(dice.below(400) as u64));
     server.kill();
     server.started_in
@@ -149,12 +170,21 @@ fn kill_at(site: &Site, dice: &mut Random, tally: &mut Tally) {
 fn count(site: &Site, random: bool, tally: &mut Tally) {
     let post_mortem = examine(site);
     let acknowledged = acknowledged(&site.ledger());
-    if post_mortem.unsettled.iter().any(|id| acknowledged.contains_key(id)) {
+    if post_mortem
+        .unsettled
+        .iter()
+        .any(|id| acknowledged.contains_key(id))
+    {
         tally.counted += 1;
         tally.random += usize::from(random);
     }
     tally.between_b_and_c += usize::from(post_mortem.delivered_unknown > 0);
-    tally.untold += usize::from(post_mortem.accepted.iter().any(|id| !acknowledged.contains_key(id)));
+    tally.untold += usize::from(
+        post_mortem
+            .accepted
+            .iter()
+            .any(|id| !acknowledged.contains_key(id)),
+    );
 }
 
 /// Lets the last transactions end in order.

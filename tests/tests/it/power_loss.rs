@@ -51,7 +51,10 @@ fn power_cuts_lose_nothing_acknowledged_and_give_no_uid_twice() {
         recording.sightings(),
         began.elapsed().as_secs_f64()
     );
-    assert!(acknowledged >= 50, "only {acknowledged} messages in the recorded run");
+    assert!(
+        acknowledged >= 50,
+        "only {acknowledged} messages in the recorded run"
+    );
 
     let (examined, wrong) = work_off(&recording, &jobs, HANDS);
 
@@ -63,7 +66,10 @@ fn power_cuts_lose_nothing_acknowledged_and_give_no_uid_twice() {
         counts.1 += image.lost;
         slowest = slowest.max(image.started_in);
     }
-    let with_mail = examined.iter().filter(|(_, image)| image.acknowledged > 0).count();
+    let with_mail = examined
+        .iter()
+        .filter(|(_, image)| image.acknowledged > 0)
+        .count();
     println!(
         "{} images ({with_mail} with acknowledged mail), {} wrong, slowest start {} ms, {:.0} s; images and losses by model: {by_model:?}",
         examined.len(),
@@ -71,12 +77,27 @@ fn power_cuts_lose_nothing_acknowledged_and_give_no_uid_twice() {
         slowest.as_millis(),
         began.elapsed().as_secs_f64()
     );
-    assert!(wrong.is_empty(), "{} images are wrong:\n{}", wrong.len(), wrong.join("\n"));
-    assert!(examined.len() >= IMAGES_MIN, "only {} images", examined.len());
-    assert!(with_mail * 2 > examined.len(), "hardly any image had mail to lose");
+    assert!(
+        wrong.is_empty(),
+        "{} images are wrong:\n{}",
+        wrong.len(),
+        wrong.join("\n")
+    );
+    assert!(
+        examined.len() >= IMAGES_MIN,
+        "only {} images",
+        examined.len()
+    );
+    assert!(
+        with_mail * 2 > examined.len(),
+        "hardly any image had mail to lose"
+    );
     for model in Model::ALL {
         let lost = by_model.get(&model).map_or(0, |counts| counts.1);
-        assert!(lost > 0 || model == Model::Kill, "{model:?} never lost anything");
+        assert!(
+            lost > 0 || model == Model::Kill,
+            "{model:?} never lost anything"
+        );
     }
     assert!(slowest < START_MAX, "an image took {slowest:?} to start");
 }
@@ -89,21 +110,44 @@ fn jobs(recording: &Recording, dice: &mut Random) -> Vec<Job> {
         if let Op::Rename { to, .. } = &event.op
             && (to == "current" || to.ends_with(".wal"))
         {
-            aimed.extend([event.end.saturating_sub(1), event.end, event.end + 1 + dice.below(40)]);
+            aimed.extend([
+                event.end.saturating_sub(1),
+                event.end,
+                event.end + 1 + dice.below(40),
+            ]);
         }
     }
     let mut cuts = Vec::new();
     while cuts.len() < CUTS {
         let aim = cuts.len() % 2 == 0 && !aimed.is_empty();
-        let cut = if aim { aimed.swap_remove(dice.below(aimed.len())) } else { dice.below(record.lines()) };
+        let cut = if aim {
+            aimed.swap_remove(dice.below(aimed.len()))
+        } else {
+            dice.below(record.lines())
+        };
         cuts.push(cut);
     }
-    let plain = cuts.iter().flat_map(|&cut| Model::ALL.map(|model| Job { cut, model, over_crash: false }));
-    let harsh = [Model::Strict, Model::Random, Model::Ordered, Model::LosePage];
+    let plain = cuts.iter().flat_map(|&cut| {
+        Model::ALL.map(|model| Job {
+            cut,
+            model,
+            over_crash: false,
+        })
+    });
+    let harsh = [
+        Model::Strict,
+        Model::Random,
+        Model::Ordered,
+        Model::LosePage,
+    ];
     let over_crash = (0..OVER_CRASH).map(|at| Job {
         cut: record.lines() / 8 + dice.below(record.lines() * 7 / 8),
         model: harsh[at % harsh.len()],
         over_crash: true,
     });
-    over_crash.collect::<Vec<_>>().into_iter().chain(plain).collect()
+    over_crash
+        .collect::<Vec<_>>()
+        .into_iter()
+        .chain(plain)
+        .collect()
 }
