@@ -61,7 +61,16 @@ pub async fn run(context: Arc<Context>, drain: CancellationToken) {
 fn is_wanted(context: &Context) -> bool {
     let shard = &context.shard;
     let slack = context.options.garbage_bytes_min;
-    shard.read(|machine| machine.should_carry(slack)) || shard.log().pinned(shard.id()).pressed
+    let (garbage, live) = shard.read(|machine| {
+        let garbage = machine.should_carry(slack);
+        (garbage, machine.index().bytes())
+    });
+    if garbage {
+        return true;
+    }
+    // a log that is full of live mail would only be filled further
+    let pinned = shard.log().pinned(shard.id());
+    pinned.pressed && pinned.bytes / 2 > live
 }
 
 /// Carries messages pinned below `below`, as many as one interval's budget allows; true when none is left.

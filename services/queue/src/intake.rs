@@ -49,7 +49,7 @@ pub struct Intake {
 pub enum Closed {
     /// It does not apply its log: parked, replaying, or stalled.
     NotApplying,
-    /// It has as many messages or octets as it may.
+    /// It has as many messages or octets as it may, or holds old records of a log that is filling up.
     Full,
 }
 
@@ -78,8 +78,10 @@ impl Intake {
         if self.shard.trouble().is_some() || self.is_behind() {
             return Err(Closed::NotApplying);
         }
+        // what room the log has left is for the records that empty it: outcomes, deliveries, messages carried forward
         let full = self.messages() >= self.options.queue_messages_max
-            || self.bytes() >= self.options.queue_bytes_max;
+            || self.bytes() >= self.options.queue_bytes_max
+            || self.shard.log().pinned(self.shard.id()).pressed;
         if full { Err(Closed::Full) } else { Ok(()) }
     }
 
