@@ -6,7 +6,6 @@
 //! * `tests/sim.rs`: a thousand seeds; `tests/it/`: the real binary; `planted/`: bugs that must be noticed
 // outside the system under test: the machine's own clock is the one that counts
 #![allow(clippy::disallowed_methods)]
-
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 pub mod harness;

@@ -10,8 +10,7 @@ use tower::ServiceExt;
 use tower::util::BoxCloneSyncService;
 
 /// What every generated client runs on.
-pub type Transport =
-    BoxCloneSyncService<http::Request<Body>, http::Response<Body>, TransportError>;
+pub type Transport = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, TransportError>;
 
 /// Why the other side was not reached.
 ///

@@ -6,7 +6,8 @@ use hikyaku_proto::INLINE_BYTES_MAX;
 use hikyaku_proto::v1::body::Content;
 use hikyaku_proto::v1::stored_account::Phase;
 use hikyaku_proto::v1::{
-    AccountState, StoredAccount, StoredBody, StoredEmail, StoredMailbox, StoredMessage, StoredTenant,
+    AccountState, StoredAccount, StoredBody, StoredEmail, StoredMailbox, StoredMessage,
+    StoredTenant,
 };
 use prost::Message;
 
@@ -177,7 +178,9 @@ pub fn blobs(
         }
         let stored: Option<StoredBody> =
             decoded(snapshot, &key::body(email.body_position), "a body")?;
-        let content = stored.and_then(|stored| stored.body).and_then(|body| body.content);
+        let content = stored
+            .and_then(|stored| stored.body)
+            .and_then(|body| body.content);
         if let Some(Content::Blob(blob)) = content {
             named.extend(MessageId::from_bytes(&blob.id));
         }

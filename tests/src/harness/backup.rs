@@ -39,7 +39,8 @@ pub fn places(site: &Site, shards: &[u16]) -> Places {
         let file = site.home().join(format!("places-{shard}"));
         let _ = std::fs::remove_file(&file);
         let name = format!("mbox-{shard}");
-        site.ask(&["shard", "snapshot", &name, file.to_str().expect("UTF-8")]).must();
+        site.ask(&["shard", "snapshot", &name, file.to_str().expect("UTF-8")])
+            .must();
         read(&std::fs::read(&file).expect("the snapshot"), &mut places);
     }
     places
@@ -52,16 +53,24 @@ fn read(bytes: &[u8], places: &mut Places) {
         let (piece, after) = after.split_at(u32::from_be_bytes(*length) as usize);
         rest = after;
         let piece = ShardPiece::decode(piece).expect("a piece");
-        let Some(Piece::Ingest(ingest)) = piece.piece else { continue };
+        let Some(Piece::Ingest(ingest)) = piece.piece else {
+            continue;
+        };
         match ingest.piece {
             Some(Ingest::Mailbox(mailbox)) => {
                 validities.insert((ingest.account, mailbox.mailbox_id), mailbox.uid_validity);
             }
             Some(Ingest::Message(message)) => {
                 let mailbox = (ingest.account, message.mailbox_id);
-                let uid_validity = *validities.get(&mailbox).expect("a mailbox before its messages");
-                let place =
-                    Place { account: mailbox.0, mailbox: mailbox.1, uid_validity, uid: message.uid };
+                let uid_validity = *validities
+                    .get(&mailbox)
+                    .expect("a mailbox before its messages");
+                let place = Place {
+                    account: mailbox.0,
+                    mailbox: mailbox.1,
+                    uid_validity,
+                    uid: message.uid,
+                };
                 // the delivery id is in it, so equal contents of two mails are two values
                 let mut what = message.delivery_id.to_vec();
                 what.extend_from_slice(&message.body.unwrap_or_default().blake3);
@@ -75,11 +84,17 @@ fn read(bytes: &[u8], places: &mut Places) {
 
 /// Places that hold something else in `later` than in `earlier`.
 pub fn reused(earlier: &Places, later: &Places) -> Vec<Place> {
-    let changed = earlier.iter().filter(|(place, what)| later.get(place).is_some_and(|now| now != *what));
+    let changed = earlier
+        .iter()
+        .filter(|(place, what)| later.get(place).is_some_and(|now| now != *what));
     changed.map(|(place, _)| place.clone()).collect()
 }
 
 /// Places of `earlier` that `later` lacks.
 pub fn gone(earlier: &Places, later: &Places) -> Vec<Place> {
-    earlier.keys().filter(|place| !later.contains_key(place)).cloned().collect()
+    earlier
+        .keys()
+        .filter(|place| !later.contains_key(place))
+        .cloned()
+        .collect()
 }

@@ -52,11 +52,36 @@ pub struct Loading {
 impl Load {
     fn command(&self, site: &Site) -> Command {
         let mut command = Command::new(program("loadtest"));
-        command.args(["run", "--quiet", "--reconnect-on-error", "--smtp", &site.smtp.to_string()]);
-        command.arg("--users").arg(site.accounts()).arg("--ledger").arg(site.ledger());
-        command.args(["--messages", &self.messages.to_string(), "--sessions", &self.sessions.to_string()]);
-        command.args(["--size", &self.size, "--recipients-per-message", &self.recipients.to_string()]);
-        command.args(["--deadline", &self.deadline.as_secs_f64().to_string(), "--seed", &self.seed.to_string()]);
+        command.args([
+            "run",
+            "--quiet",
+            "--reconnect-on-error",
+            "--smtp",
+            &site.smtp.to_string(),
+        ]);
+        command
+            .arg("--users")
+            .arg(site.accounts())
+            .arg("--ledger")
+            .arg(site.ledger());
+        command.args([
+            "--messages",
+            &self.messages.to_string(),
+            "--sessions",
+            &self.sessions.to_string(),
+        ]);
+        command.args([
+            "--size",
+            &self.size,
+            "--recipients-per-message",
+            &self.recipients.to_string(),
+        ]);
+        command.args([
+            "--deadline",
+            &self.deadline.as_secs_f64().to_string(),
+            "--seed",
+            &self.seed.to_string(),
+        ]);
         command
     }
 
@@ -66,10 +91,19 @@ impl Load {
     /// When it cannot be started.
     pub fn start(&self, site: &Site) -> Loading {
         let errors = site.home().join("loadtest.log");
-        let log = std::fs::File::options().create(true).append(true).open(&errors).expect("log file");
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(&errors)
+            .expect("log file");
         let mut command = self.command(site);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        let child = command.spawn().unwrap_or_else(|error| panic!("loadtest: {error}"));
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        let child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("loadtest: {error}"));
         Loading { child, errors }
     }
 
@@ -87,7 +121,10 @@ impl Loading {
     pub fn end(mut self) {
         if let Some(status) = self.child.try_wait().expect("its exit status") {
             let said = std::fs::read_to_string(&self.errors).unwrap_or_default();
-            assert!(status.code() == Some(0), "the load generator ended with {status}:\n{said}");
+            assert!(
+                status.code() == Some(0),
+                "the load generator ended with {status}:\n{said}"
+            );
         }
     }
 
@@ -123,10 +160,22 @@ pub fn verify_settled(site: &Site, wait: Duration, settle: Duration) -> VerifyRe
     let json = site.home().join("verdict.json");
     let mut command = Command::new(program("loadtest"));
     command.args(["verify", "--quiet", "--pop3", &site.pop3.to_string()]);
-    command.arg("--users").arg(site.accounts()).arg("--ledger").arg(site.ledger()).arg("--json").arg(&json);
-    command.args(["--wait", &wait.as_secs_f64().to_string(), "--settle", &settle.as_secs_f64().to_string()]);
+    command
+        .arg("--users")
+        .arg(site.accounts())
+        .arg("--ledger")
+        .arg(site.ledger())
+        .arg("--json")
+        .arg(&json);
+    command.args([
+        "--wait",
+        &wait.as_secs_f64().to_string(),
+        "--settle",
+        &settle.as_secs_f64().to_string(),
+    ]);
     let said = run(&mut command);
-    let text = std::fs::read(&json).unwrap_or_else(|error| panic!("no verdict ({error}):\n{}{}", said.out, said.err));
+    let text = std::fs::read(&json)
+        .unwrap_or_else(|error| panic!("no verdict ({error}):\n{}{}", said.out, said.err));
     std::fs::remove_file(&json).expect("the verdict's file");
     serde_json::from_slice(&text).expect("a verdict")
 }
@@ -144,7 +193,11 @@ pub fn assert_balanced(report: &VerifyReport) {
 pub fn acknowledged(ledger: &Path) -> BTreeMap<String, AttemptId> {
     let mut found = BTreeMap::new();
     for event in events(ledger) {
-        if let Event::Outcome { id, reply: Some(reply), .. } = event
+        if let Event::Outcome {
+            id,
+            reply: Some(reply),
+            ..
+        } = event
             && let Some(queue_id) = queue_id(&reply)
         {
             found.insert(queue_id.to_owned(), id);
@@ -155,12 +208,21 @@ pub fn acknowledged(ledger: &Path) -> BTreeMap<String, AttemptId> {
 
 /// The queue id that a 250 names.
 pub fn queue_id(reply: &str) -> Option<&str> {
-    reply.strip_prefix("250")?.split_once("queued as ")?.1.split_whitespace().next()
+    reply
+        .strip_prefix("250")?
+        .split_once("queued as ")?
+        .1
+        .split_whitespace()
+        .next()
 }
 
 /// Everything in a ledger, up to a line that is still being written.
 pub fn events(ledger: &Path) -> Vec<Event> {
-    let Ok(file) = std::fs::File::open(ledger) else { return Vec::new() };
+    let Ok(file) = std::fs::File::open(ledger) else {
+        return Vec::new();
+    };
     let lines = BufReader::new(file).split(b'\n').map_while(Result::ok);
-    lines.filter_map(|line| serde_json::from_slice(&line).ok()).collect()
+    lines
+        .filter_map(|line| serde_json::from_slice(&line).ok())
+        .collect()
 }

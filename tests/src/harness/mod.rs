@@ -36,7 +36,10 @@ use std::time::{Duration, Instant};
 pub fn wait_for(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
     while !condition() {
-        assert!(began.elapsed() < limit, "waited {limit:?} in vain for: {what}");
+        assert!(
+            began.elapsed() < limit,
+            "waited {limit:?} in vain for: {what}"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -58,7 +58,9 @@ pub fn examine(site: &Site) -> PostMortem {
         ..WalOptions::new(0)
     };
     let wal = Wal::open(copy.path(), options).expect("the dead process's log opens");
-    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime");
     runtime.block_on(judge(&wal))
 }
 
@@ -67,7 +69,9 @@ async fn judge(wal: &Wal) -> PostMortem {
     let mut queue = QueueMachine::new(QueueOptions::default());
     let bounds = wal.bounds(incoming);
     let mut post_mortem = PostMortem::default();
-    let mut next = queue.resume(wal.incarnation(), bounds).expect("the queue replays");
+    let mut next = queue
+        .resume(wal.incarnation(), bounds)
+        .expect("the queue replays");
     while next < bounds.end {
         let record = wal.read_at(incoming, next).await.expect("a record");
         let decoded = Record::decode(record.payload.clone()).expect("a record of this version");
@@ -106,7 +110,9 @@ async fn judge(wal: &Wal) -> PostMortem {
 
 async fn command_at(wal: &Wal, shard: ShardId, position: Position) -> Option<Command> {
     let record = wal.read_at(shard, position).await.expect("a record");
-    Record::decode(record.payload).expect("a record of this version").command
+    Record::decode(record.payload)
+        .expect("a record of this version")
+        .command
 }
 
 /// Which commit points the last writes of a dead thread were about, by the frames in them: whole writes from the file
@@ -114,14 +120,19 @@ async fn command_at(wal: &Wal, shard: ShardId, position: Position) -> Option<Com
 pub fn commit_points(writes: &[Written]) -> BTreeMap<CommitPoint, usize> {
     let mut counts = BTreeMap::new();
     for write in writes {
-        if write.path.extension().is_none_or(|extension| extension != "wal") {
+        if write
+            .path
+            .extension()
+            .is_none_or(|extension| extension != "wal")
+        {
             continue;
         }
         let mut bytes = write.shown.clone();
         if write.done {
             bytes = vec![0; write.length as usize];
             let file = File::open(&write.path).expect("the segment written last");
-            file.read_exact_at(&mut bytes, write.offset).expect("the bytes written last");
+            file.read_exact_at(&mut bytes, write.offset)
+                .expect("the bytes written last");
         }
         for point in frames(&bytes) {
             *counts.entry(point).or_default() += 1;
@@ -179,7 +190,11 @@ fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
 /// Where files that need not survive anything are fastest.
 pub fn scratch() -> std::path::PathBuf {
     let memory = Path::new("/dev/shm");
-    if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() }
+    if memory.is_dir() {
+        memory.to_owned()
+    } else {
+        std::env::temp_dir()
+    }
 }
 
 #[cfg(test)]
@@ -192,14 +207,28 @@ mod tests {
     #[test]
     fn records_are_told_apart_even_when_cut_off() {
         let of = |command| {
-            let record = Record { version: 1, cmd_id: vec![7; 16].into(), time_ms: 5, command: Some(command) };
+            let record = Record {
+                version: 1,
+                cmd_id: vec![7; 16].into(),
+                time_ms: 5,
+                command: Some(command),
+            };
             let bytes = record.encode_to_vec();
             commit_point(&bytes[..bytes.len().min(40)])
         };
-        let accept = Accept { tenant: "x".repeat(100), ..Accept::default() };
+        let accept = Accept {
+            tenant: "x".repeat(100),
+            ..Accept::default()
+        };
         assert_eq!(of(Command::Accept(accept)), Some(CommitPoint::A));
-        assert_eq!(of(Command::Deliver(Deliver::default())), Some(CommitPoint::B));
-        assert_eq!(of(Command::Attempted(Attempted::default())), Some(CommitPoint::C));
+        assert_eq!(
+            of(Command::Deliver(Deliver::default())),
+            Some(CommitPoint::B)
+        );
+        assert_eq!(
+            of(Command::Attempted(Attempted::default())),
+            Some(CommitPoint::C)
+        );
         assert_eq!(of(Command::Barrier(Barrier {})), None);
     }
 }

@@ -61,7 +61,13 @@ impl Recording {
         loading.end();
         let trace = std::fs::read_to_string(&trace).expect("the trace");
         let record = Record::parse(&trace, site.data());
-        Recording { ledger: events(&site.ledger()), site, record, trace, sightings }
+        Recording {
+            ledger: events(&site.ledger()),
+            site,
+            record,
+            trace,
+            sightings,
+        }
     }
 
     /// How many looks at UIDs there were.
@@ -82,7 +88,9 @@ impl Recording {
         let known: std::collections::BTreeSet<&str> = self.record.acknowledged(cut).collect();
         let mut text = Vec::new();
         for event in &self.ledger {
-            if let Event::Outcome { reply: Some(reply), .. } = event
+            if let Event::Outcome {
+                reply: Some(reply), ..
+            } = event
                 && let Some(id) = queue_id(reply)
                 && !known.contains(id)
             {
@@ -98,7 +106,11 @@ impl Recording {
     /// What clients had seen by a cut.
     fn seen_by(&self, cut: usize) -> Option<&Places> {
         let time = self.record.time(cut);
-        self.sightings.iter().rev().find(|sighting| sighting.at <= time).map(|sighting| &sighting.places)
+        self.sightings
+            .iter()
+            .rev()
+            .find(|sighting| sighting.at <= time)
+            .map(|sighting| &sighting.places)
     }
 }
 
@@ -118,17 +130,27 @@ pub struct Examined {
 ///
 /// # Errors
 /// What is wrong.
-pub fn examine(recording: &Recording, cut: usize, model: Model, dice: &mut Random) -> Result<Examined, String> {
+pub fn examine(
+    recording: &Recording,
+    cut: usize,
+    model: Model,
+    dice: &mut Random,
+) -> Result<Examined, String> {
     let (site, lost) = recording.image(&recording.record, cut, model, dice);
     let acknowledged = recording.write_ledger(cut, &site.ledger());
     let mut server = Server::try_start(&site).map_err(|why| format!("does not open: {why}"))?;
-    let examined = Examined { acknowledged, lost, started_in: server.started_in };
+    let examined = Examined {
+        acknowledged,
+        lost,
+        started_in: server.started_in,
+    };
     let empty = Places::new();
     let first = hold(&site, recording.seen_by(cut).unwrap_or(&empty))?;
     few_mails(&site, dice)?;
     let second = hold(&site, &first)?;
     server.kill();
-    let mut server = Server::try_start(&site).map_err(|why| format!("does not open again: {why}"))?;
+    let mut server =
+        Server::try_start(&site).map_err(|why| format!("does not open again: {why}"))?;
     hold(&site, &second).map_err(|why| format!("after the second crash: {why}"))?;
     server.kill();
     Ok(examined)
@@ -156,8 +178,13 @@ pub fn examine_over_crash(
     server.kill();
     let ledger = events(&site.ledger());
     let trace = std::fs::read_to_string(&trace).map_err(|error| error.to_string())?;
-    let record =
-        Record::parse_over_crash(&recording.trace, recording.site.data(), cut, &trace, site.data());
+    let record = Record::parse_over_crash(
+        &recording.trace,
+        recording.site.data(),
+        cut,
+        &trace,
+        site.data(),
+    );
     let mut all = Vec::new();
     for model in models {
         // not before the recovered process has shown the UIDs
@@ -168,11 +195,18 @@ pub fn examine_over_crash(
             record: record.clone(),
             trace: String::new(),
             ledger: ledger.clone(),
-            sightings: vec![Sighting { at: 0.0, places: first.clone() }],
+            sightings: vec![Sighting {
+                at: 0.0,
+                places: first.clone(),
+            }],
         };
         // what the first run had acknowledged stays acknowledged
-        let examined = examine(&over, second_cut, *model, dice)
-            .map_err(|why| format!("recovered, seen, then cut at {second_cut} of {} ({model:?}): {why}", record.lines()))?;
+        let examined = examine(&over, second_cut, *model, dice).map_err(|why| {
+            format!(
+                "recovered, seen, then cut at {second_cut} of {} ({model:?}): {why}",
+                record.lines()
+            )
+        })?;
         all.push(examined);
     }
     Ok(all)
@@ -202,15 +236,38 @@ fn few_mails(site: &Site, dice: &mut Random) -> Result<(), String> {
         seed: dice.bits(),
     };
     let said = load.run(site);
-    if said.ok { Ok(()) } else { Err(format!("it takes no mail: {}{}", said.out, said.err)) }
+    if said.ok {
+        Ok(())
+    } else {
+        Err(format!("it takes no mail: {}{}", said.out, said.err))
+    }
 }
 
 fn start_recorded(site: &Site, trace: &Path) -> Server {
     let mut command = Command::new("strace");
-    command.args(["-f", "--seccomp-bpf", "-qq", "-xx", "-ttt", "-s", "16777216", "-e", "signal=none", "-e"]);
-    command.arg(format!("trace={}", record::SYSCALLS)).arg("-o").arg(trace);
-    command.arg(program("hikyaku")).arg("all").arg("--config").arg(site.config());
-    Server::spawn(command, &site.log_file(), Traced::Yes, listeners_of(site)).unwrap_or_else(|why| panic!("{why}"))
+    command.args([
+        "-f",
+        "--seccomp-bpf",
+        "-qq",
+        "-xx",
+        "-ttt",
+        "-s",
+        "16777216",
+        "-e",
+        "signal=none",
+        "-e",
+    ]);
+    command
+        .arg(format!("trace={}", record::SYSCALLS))
+        .arg("-o")
+        .arg(trace);
+    command
+        .arg(program("hikyaku"))
+        .arg("all")
+        .arg("--config")
+        .arg(site.config());
+    Server::spawn(command, &site.log_file(), Traced::Yes, listeners_of(site))
+        .unwrap_or_else(|why| panic!("{why}"))
 }
 
 /// Looks at the UIDs of a running site now and then.
@@ -226,7 +283,10 @@ fn watch(site: &Site, length: Duration) -> Vec<Sighting> {
 }
 
 fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .expect("after 1970")
+        .as_secs_f64()
 }
 
 /// One image to be examined.
@@ -241,7 +301,11 @@ pub struct Job {
 }
 
 /// Works off `jobs` with so many `hands`; answers what was examined, and what was wrong. Stops early when ten are wrong.
-pub fn work_off(recording: &Recording, jobs: &[Job], hands: usize) -> (Vec<(Model, Examined)>, Vec<String>) {
+pub fn work_off(
+    recording: &Recording,
+    jobs: &[Job],
+    hands: usize,
+) -> (Vec<(Model, Examined)>, Vec<String>) {
     let next = std::sync::atomic::AtomicUsize::new(0);
     let stop = AtomicBool::new(false);
     let done = std::sync::Mutex::new((Vec::new(), Vec::new()));
@@ -255,11 +319,14 @@ pub fn work_off(recording: &Recording, jobs: &[Job], hands: usize) -> (Vec<(Mode
                     let outcome = if job.over_crash {
                         examine_over_crash(recording, job.cut, &[job.model], &mut dice)
                     } else {
-                        examine(recording, job.cut, job.model, &mut dice).map(|examined| vec![examined])
+                        examine(recording, job.cut, job.model, &mut dice)
+                            .map(|examined| vec![examined])
                     };
                     let mut done = done.lock().expect("no hand panicked");
                     match outcome {
-                        Ok(examined) => done.0.extend(examined.into_iter().map(|examined| (job.model, examined))),
+                        Ok(examined) => done
+                            .0
+                            .extend(examined.into_iter().map(|examined| (job.model, examined))),
                         Err(why) => {
                             let text = format!("image {at}, {job:?}: {why}");
                             let _ = writeln!(std::io::stderr(), "{text}");

@@ -30,8 +30,14 @@ pub enum Model {
 
 impl Model {
     /// All of them.
-    pub const ALL: [Model; 6] =
-        [Model::Strict, Model::Ordered, Model::Random, Model::LosePage, Model::LoseNames, Model::Kill];
+    pub const ALL: [Model; 6] = [
+        Model::Strict,
+        Model::Ordered,
+        Model::Random,
+        Model::LosePage,
+        Model::LoseNames,
+        Model::Kill,
+    ];
 }
 
 /// Writes the image of a cut at line `cut` into the empty directory `target`; says how much was lost: names and pages.
@@ -42,7 +48,9 @@ pub fn write(record: &Record, cut: usize, model: Model, dice: &mut Random, targe
     let happened = || record.events.iter().take_while(|event| event.end <= cut);
     let synced = synced(happened());
     let committed = committed(&synced, cut, model, dice);
-    let victim = (model == Model::LosePage).then(|| victim(happened(), &synced, dice)).flatten();
+    let victim = (model == Model::LosePage)
+        .then(|| victim(happened(), &synced, dice))
+        .flatten();
     let mut image = Image::default();
     let mut lost = 0;
     for (at, event) in happened().enumerate() {
@@ -56,20 +64,32 @@ pub fn write(record: &Record, cut: usize, model: Model, dice: &mut Random, targe
                 }
         };
         let bytes_kept = |ino: Ino| {
-            is_durable(event, ino, &synced) || matches!(model, Model::LosePage | Model::LoseNames | Model::Kill)
+            is_durable(event, ino, &synced)
+                || matches!(model, Model::LosePage | Model::LoseNames | Model::Kill)
         };
         if let Op::Mkdir { ino, .. } = &event.op {
             image.directories.insert(*ino);
         }
         let kept = match &event.op {
             Op::Sync { .. } | Op::Acknowledged(_) => continue,
-            Op::Create { dir, .. } | Op::Mkdir { dir, .. } | Op::Unlink { dir, .. } | Op::Exchange { dir, .. } => {
-                name_kept(*dir, dice)
-            }
-            Op::Rename { from_dir, from, to_dir, to, ino } => {
+            Op::Create { dir, .. }
+            | Op::Mkdir { dir, .. }
+            | Op::Unlink { dir, .. }
+            | Op::Exchange { dir, .. } => name_kept(*dir, dice),
+            Op::Rename {
+                from_dir,
+                from,
+                to_dir,
+                to,
+                ino,
+            } => {
                 let moved = (name_kept(*to_dir, dice), name_kept(*from_dir, dice));
                 // within one directory a rename is one entry's change
-                let (appears, vanishes) = if from_dir == to_dir { (moved.0, moved.0) } else { moved };
+                let (appears, vanishes) = if from_dir == to_dir {
+                    (moved.0, moved.0)
+                } else {
+                    moved
+                };
                 image.rename((*from_dir, from, vanishes), (*to_dir, to, appears), *ino);
                 lost += usize::from(!appears) + usize::from(!vanishes);
                 continue;
@@ -77,7 +97,11 @@ pub fn write(record: &Record, cut: usize, model: Model, dice: &mut Random, targe
             Op::Write { ino, offset, data } => {
                 let whole = bytes_kept(*ino);
                 for (page, begin, bytes) in pages(*offset, data) {
-                    let keep = if whole { victim != Some((at, page)) } else { model == Model::Random && dice.below(2) == 0 };
+                    let keep = if whole {
+                        victim != Some((at, page))
+                    } else {
+                        model == Model::Random && dice.below(2) == 0
+                    };
                     if keep {
                         image.put(*ino, begin, bytes);
                     } else {
@@ -126,7 +150,11 @@ fn committed(synced: &BTreeMap<Ino, usize>, cut: usize, model: Model, dice: &mut
     }
     let barrier = synced.values().copied().max().unwrap_or(0);
     // half the time the journal went on a little by itself
-    let further = if dice.below(2) == 0 { 0 } else { dice.below(cut.saturating_sub(barrier) + 1) };
+    let further = if dice.below(2) == 0 {
+        0
+    } else {
+        dice.below(cut.saturating_sub(barrier) + 1)
+    };
     barrier + further
 }
 
@@ -179,7 +207,11 @@ enum Entry {
 
 impl Image {
     fn entry(&self, ino: Ino) -> Entry {
-        if self.directories.contains(&ino) { Entry::Dir(ino) } else { Entry::File(ino) }
+        if self.directories.contains(&ino) {
+            Entry::Dir(ino)
+        } else {
+            Entry::File(ino)
+        }
     }
 
     fn rename(&mut self, from: (Ino, &String, bool), to: (Ino, &String, bool), ino: Ino) {
@@ -188,7 +220,10 @@ impl Image {
             self.names.entry(from.0).or_default().remove(from.1);
         }
         if to.2 {
-            self.names.entry(to.0).or_default().insert(to.1.clone(), entry);
+            self.names
+                .entry(to.0)
+                .or_default()
+                .insert(to.1.clone(), entry);
         }
     }
 
@@ -209,10 +244,16 @@ impl Image {
     fn apply(&mut self, op: &Op) {
         match op {
             Op::Create { dir, name, ino } => {
-                self.names.entry(*dir).or_default().insert(name.clone(), Entry::File(*ino));
+                self.names
+                    .entry(*dir)
+                    .or_default()
+                    .insert(name.clone(), Entry::File(*ino));
             }
             Op::Mkdir { dir, name, ino } => {
-                self.names.entry(*dir).or_default().insert(name.clone(), Entry::Dir(*ino));
+                self.names
+                    .entry(*dir)
+                    .or_default()
+                    .insert(name.clone(), Entry::Dir(*ino));
             }
             Op::Exchange { dir, one, other } => {
                 let names = self.names.entry(*dir).or_default();

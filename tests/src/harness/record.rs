@@ -24,19 +24,52 @@ const QUEUED: &str = "queued as ";
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub enum Op {
-    Create { dir: Ino, name: String, ino: Ino },
-    Mkdir { dir: Ino, name: String, ino: Ino },
+    Create {
+        dir: Ino,
+        name: String,
+        ino: Ino,
+    },
+    Mkdir {
+        dir: Ino,
+        name: String,
+        ino: Ino,
+    },
     /// A name appears in place of another; the two directories may be different ones.
-    Rename { from_dir: Ino, from: String, to_dir: Ino, to: String, ino: Ino },
+    Rename {
+        from_dir: Ino,
+        from: String,
+        to_dir: Ino,
+        to: String,
+        ino: Ino,
+    },
     /// Two names of one directory change places.
-    Exchange { dir: Ino, one: String, other: String },
-    Unlink { dir: Ino, name: String },
-    Write { ino: Ino, offset: usize, data: Vec<u8> },
+    Exchange {
+        dir: Ino,
+        one: String,
+        other: String,
+    },
+    Unlink {
+        dir: Ino,
+        name: String,
+    },
+    Write {
+        ino: Ino,
+        offset: usize,
+        data: Vec<u8>,
+    },
     /// Cut, or extended with zeros.
-    Truncate { ino: Ino, len: usize },
+    Truncate {
+        ino: Ino,
+        len: usize,
+    },
     /// Extended with zeros where it was shorter.
-    Allocate { ino: Ino, len: usize },
-    Sync { ino: Ino },
+    Allocate {
+        ino: Ino,
+        len: usize,
+    },
+    Sync {
+        ino: Ino,
+    },
     /// A 250 that names a queue id went out to a client.
     Acknowledged(String),
 }
@@ -79,7 +112,13 @@ impl Record {
     ///
     /// # Panics
     /// On anything it does not understand.
-    pub fn parse_over_crash(first: &str, root: &Path, cut: usize, second: &str, second_root: &Path) -> Record {
+    pub fn parse_over_crash(
+        first: &str,
+        root: &Path,
+        cut: usize,
+        second: &str,
+        second_root: &Path,
+    ) -> Record {
         let mut reader = Reader::default();
         reader.run(first, root, cut);
         reader.open.clear();
@@ -94,7 +133,11 @@ impl Record {
 
     /// When the line was written, Unix seconds.
     pub fn time(&self, line: usize) -> f64 {
-        self.times.get(line).or(self.times.last()).copied().unwrap_or_default()
+        self.times
+            .get(line)
+            .or(self.times.last())
+            .copied()
+            .unwrap_or_default()
     }
 
     /// The first line written after `time`, Unix seconds.
@@ -104,10 +147,13 @@ impl Record {
 
     /// Queue ids whose 250 had begun to go out by the line `cut`.
     pub fn acknowledged(&self, cut: usize) -> impl Iterator<Item = &str> {
-        self.events.iter().filter(move |event| event.start <= cut).filter_map(|event| match &event.op {
-            Op::Acknowledged(id) => Some(id.as_str()),
-            _ => None,
-        })
+        self.events
+            .iter()
+            .filter(move |event| event.start <= cut)
+            .filter_map(|event| match &event.op {
+                Op::Acknowledged(id) => Some(id.as_str()),
+                _ => None,
+            })
     }
 }
 
@@ -146,7 +192,10 @@ impl Default for Reader {
 
 impl Reader {
     fn record(self) -> Record {
-        Record { events: self.events, times: self.times }
+        Record {
+            events: self.events,
+            times: self.times,
+        }
     }
 
     fn run(&mut self, trace: &str, root: &Path, until: usize) {
@@ -188,16 +237,32 @@ impl Reader {
     fn call(&mut self, pid: u32, start: usize, end: usize, text: &str) {
         let (name, rest) = text.split_once('(').expect("a call");
         let (args, result) = rest.rsplit_once(" = ").expect("a result");
-        let Some(result) = result.split(' ').next().and_then(|result| result.parse::<i64>().ok()) else {
+        let Some(result) = result
+            .split(' ')
+            .next()
+            .and_then(|result| result.parse::<i64>().ok())
+        else {
             return;
         };
         if result < 0 {
             return;
         }
-        let args = args.trim_end().strip_suffix(')').expect("the end of the arguments");
-        let args: Vec<&str> = if args.is_empty() { Vec::new() } else { args.split(", ").collect() };
+        let args = args
+            .trim_end()
+            .strip_suffix(')')
+            .expect("the end of the arguments");
+        let args: Vec<&str> = if args.is_empty() {
+            Vec::new()
+        } else {
+            args.split(", ").collect()
+        };
         if let Some(op) = self.op(name, &args, result) {
-            self.events.push(Event { pid, start, end, op });
+            self.events.push(Event {
+                pid,
+                start,
+                end,
+                op,
+            });
         }
     }
 
@@ -235,18 +300,26 @@ impl Reader {
             }
             "fallocate" => {
                 let ino = self.open.get(&number(args[0]))?.ino;
-                assert_eq!((args[1], args[2]), ("0", "0"), "fallocate is not understood: {args:?}");
+                assert_eq!(
+                    (args[1], args[2]),
+                    ("0", "0"),
+                    "fallocate is not understood: {args:?}"
+                );
                 let len = number(args[3]) as usize;
                 let length = self.lengths.entry(ino).or_default();
                 *length = len.max(*length);
                 Some(Op::Allocate { ino, len })
             }
-            "fsync" | "fdatasync" => Some(Op::Sync { ino: self.open.get(&number(args[0]))?.ino }),
+            "fsync" | "fdatasync" => Some(Op::Sync {
+                ino: self.open.get(&number(args[0]))?.ino,
+            }),
             "mkdir" => self.made(CWD, args[0]),
             "mkdirat" => self.made(args[0], args[1]),
             "rename" => self.renamed((CWD, args[0]), (CWD, args[1])),
             "renameat" => self.renamed((args[0], args[1]), (args[2], args[3])),
-            "renameat2" if args[4] == "RENAME_EXCHANGE" => self.exchanged((args[0], args[1]), (args[2], args[3])),
+            "renameat2" if args[4] == "RENAME_EXCHANGE" => {
+                self.exchanged((args[0], args[1]), (args[2], args[3]))
+            }
             "renameat2" => self.renamed((args[0], args[1]), (args[2], args[3])),
             "unlink" | "rmdir" => self.unlinked(CWD, args[0]),
             "unlinkat" => self.unlinked(args[0], args[1]),
@@ -255,7 +328,10 @@ impl Reader {
                     Some(_) => path(arg).starts_with(&self.root),
                     None => arg.parse().is_ok_and(|fd| self.open.contains_key(&fd)),
                 });
-                assert!(!ours, "{name} of the recorded directory is not understood: {args:?}");
+                assert!(
+                    !ours,
+                    "{name} of the recorded directory is not understood: {args:?}"
+                );
                 None
             }
         }
@@ -270,7 +346,10 @@ impl Reader {
             return None;
         }
         let (dir, name) = self.place(args[0], args[1])?;
-        assert!(!flags.contains("O_APPEND") && !flags.contains("O_TMPFILE"), "{flags} of {path} is not understood");
+        assert!(
+            !flags.contains("O_APPEND") && !flags.contains("O_TMPFILE"),
+            "{flags} of {path} is not understood"
+        );
         let found = self.entries.get(&(dir, name.clone())).copied();
         let ino = found.unwrap_or(self.inos);
         self.open.insert(fd, Opened { ino, offset: 0 });
@@ -278,7 +357,10 @@ impl Reader {
             Some(ino) if flags.contains("O_TRUNC") => self.truncated(ino, 0),
             Some(_) => None,
             None => {
-                assert!(flags.contains("O_CREAT"), "{path} was opened but never created");
+                assert!(
+                    flags.contains("O_CREAT"),
+                    "{path} was opened but never created"
+                );
                 self.enter(dir, &name);
                 Some(Op::Create { dir, name, ino })
             }
@@ -317,16 +399,31 @@ impl Reader {
     fn renamed(&mut self, from: (&str, &str), to: (&str, &str)) -> Option<Op> {
         let (from_dir, from) = self.place(from.0, from.1)?;
         let (to_dir, to) = self.place(to.0, to.1)?;
-        let ino = self.entries.remove(&(from_dir, from.clone())).expect("a file to rename");
+        let ino = self
+            .entries
+            .remove(&(from_dir, from.clone()))
+            .expect("a file to rename");
         self.entries.insert((to_dir, to.clone()), ino);
-        Some(Op::Rename { from_dir, from, to_dir, to, ino })
+        Some(Op::Rename {
+            from_dir,
+            from,
+            to_dir,
+            to,
+            ino,
+        })
     }
 
     fn exchanged(&mut self, one: (&str, &str), other: (&str, &str)) -> Option<Op> {
         let (dir, one) = self.place(one.0, one.1)?;
         let (other_dir, other) = self.place(other.0, other.1)?;
-        assert_eq!(dir, other_dir, "an exchange across directories is not understood");
-        let (a, b) = (self.entries[&(dir, one.clone())], self.entries[&(dir, other.clone())]);
+        assert_eq!(
+            dir, other_dir,
+            "an exchange across directories is not understood"
+        );
+        let (a, b) = (
+            self.entries[&(dir, one.clone())],
+            self.entries[&(dir, other.clone())],
+        );
         self.entries.insert((dir, one.clone()), b);
         self.entries.insert((dir, other.clone()), a);
         Some(Op::Exchange { dir, one, other })
@@ -337,7 +434,10 @@ impl Reader {
         let known = self.entries.remove(&(dir, name.clone()));
         if known.is_none() {
             // made by bind(), not by open(); no image has one
-            assert!(name.ends_with(".sock"), "{name} was removed but never created");
+            assert!(
+                name.ends_with(".sock"),
+                "{name} was removed but never created"
+            );
             return None;
         }
         Some(Op::Unlink { dir, name })
@@ -357,10 +457,16 @@ impl Reader {
             && !path.starts_with('/')
         {
             let dir = self.open.get(&dirfd)?.ino;
-            assert!(!path.contains('/'), "{path} relative to a directory is not understood");
+            assert!(
+                !path.contains('/'),
+                "{path} relative to a directory is not understood"
+            );
             return Some((dir, path));
         }
-        let inside = path.strip_prefix(&self.root)?.strip_prefix('/')?.trim_end_matches('/');
+        let inside = path
+            .strip_prefix(&self.root)?
+            .strip_prefix('/')?
+            .trim_end_matches('/');
         let mut dir = 0;
         let (parents, name) = inside.rsplit_once('/').unwrap_or(("", inside));
         for parent in parents.split('/').filter(|parent| !parent.is_empty()) {
@@ -376,14 +482,21 @@ impl Reader {
 fn acknowledged(quoted: &str) -> Option<Op> {
     let data = unescape(quoted.trim_end_matches("...").trim_matches('"'));
     let text = String::from_utf8_lossy(&data);
-    let mut ids = text.split(QUEUED).skip(1).filter_map(|rest| rest.split_whitespace().next());
+    let mut ids = text
+        .split(QUEUED)
+        .skip(1)
+        .filter_map(|rest| rest.split_whitespace().next());
     let id = ids.next()?.to_owned();
-    assert!(ids.next().is_none(), "two acknowledgements at once are not understood");
+    assert!(
+        ids.next().is_none(),
+        "two acknowledgements at once are not understood"
+    );
     Some(Op::Acknowledged(id))
 }
 
 fn number(text: &str) -> i64 {
-    text.parse().unwrap_or_else(|_| panic!("{text} is no number"))
+    text.parse()
+        .unwrap_or_else(|_| panic!("{text} is no number"))
 }
 
 fn path(quoted: &str) -> String {
@@ -403,6 +516,13 @@ pub fn unescape_path(text: &str) -> String {
 /// # Panics
 /// When they are not.
 pub fn unescape(text: &str) -> Vec<u8> {
-    let digit = |c: u8| (c as char).to_digit(16).unwrap_or_else(|| panic!("{text} is not -xx")) as u8;
-    text.as_bytes().chunks_exact(4).map(|escape| digit(escape[2]) << 4 | digit(escape[3])).collect()
+    let digit = |c: u8| {
+        (c as char)
+            .to_digit(16)
+            .unwrap_or_else(|| panic!("{text} is not -xx")) as u8
+    };
+    text.as_bytes()
+        .chunks_exact(4)
+        .map(|escape| digit(escape[2]) << 4 | digit(escape[3]))
+        .collect()
 }

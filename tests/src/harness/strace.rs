@@ -31,7 +31,12 @@ pub enum Moment {
 
 impl Moment {
     /// All of them.
-    pub const ALL: [Moment; 4] = [Moment::BeforeWrite, Moment::BeforeSync, Moment::AfterSync, Moment::BeforeReply];
+    pub const ALL: [Moment; 4] = [
+        Moment::BeforeWrite,
+        Moment::BeforeSync,
+        Moment::AfterSync,
+        Moment::BeforeReply,
+    ];
 
     fn injection(self, when: u32) -> String {
         match self {
@@ -62,16 +67,39 @@ impl Doomed {
         let trace = site.home().join("trace");
         let _ = std::fs::remove_file(&trace);
         let mut command = Command::new("strace");
-        command.args(["-f", "-qq", "-xx", "-y", "-s", &SHOWN.to_string(), "-e", "signal=none"]);
+        command.args([
+            "-f",
+            "-qq",
+            "-xx",
+            "-y",
+            "-s",
+            &SHOWN.to_string(),
+            "-e",
+            "signal=none",
+        ]);
         if moment == Moment::AfterSync {
             // much faster, but signals are not injected then
             command.arg("--seccomp-bpf");
         }
         command.args(["-e", "trace=pwrite64,fdatasync,sendto", "-e"]);
-        command.arg(format!("inject={}", moment.injection(when))).arg("-o").arg(&trace);
-        command.arg(program("hikyaku")).arg("all").arg("--config").arg(site.config());
+        command
+            .arg(format!("inject={}", moment.injection(when)))
+            .arg("-o")
+            .arg(&trace);
+        command
+            .arg(program("hikyaku"))
+            .arg("all")
+            .arg("--config")
+            .arg(site.config());
         match Server::spawn(command, &site.log_file(), Traced::Yes, listeners_of(site)) {
-            Ok(server) => (Some(Doomed { server, trace: trace.clone(), moment }), trace),
+            Ok(server) => (
+                Some(Doomed {
+                    server,
+                    trace: trace.clone(),
+                    moment,
+                }),
+                trace,
+            ),
             Err(why) if why.contains("signal: 9") => (None, trace),
             Err(why) if why.contains("the traced process is gone") => (None, trace),
             Err(why) => panic!("{why}"),
@@ -101,7 +129,9 @@ impl Doomed {
 
 fn is_held(trace: &Path) -> bool {
     use std::io::{Read, Seek, SeekFrom};
-    let Ok(mut file) = std::fs::File::open(trace) else { return false };
+    let Ok(mut file) = std::fs::File::open(trace) else {
+        return false;
+    };
     let length = file.metadata().map_or(0, |metadata| metadata.len());
     let mut tail = Vec::new();
     let _ = file.seek(SeekFrom::Start(length.saturating_sub(64 << 10)));
@@ -133,12 +163,22 @@ pub fn last_writes(trace: &Path, moment: Moment) -> Vec<Written> {
         Moment::BeforeSync | Moment::AfterSync => "fdatasync(",
         Moment::BeforeReply => return Vec::new(),
     };
-    let lines = || text.lines().filter_map(|line| line.split_once(' ')).map(|(pid, rest)| (pid, rest.trim_start()));
+    let lines = || {
+        text.lines()
+            .filter_map(|line| line.split_once(' '))
+            .map(|(pid, rest)| (pid, rest.trim_start()))
+    };
     let died = |rest: &str| match moment {
         Moment::AfterSync => rest.contains("(DELAYED)"),
         _ => rest.starts_with(deadly) && (rest.contains("<unfinished") || rest.contains("= ?")),
     };
-    let Some(thread) = lines().filter(|(_, rest)| died(rest)).map(|(pid, _)| pid).next_back() else { return Vec::new() };
+    let Some(thread) = lines()
+        .filter(|(_, rest)| died(rest))
+        .map(|(pid, _)| pid)
+        .next_back()
+    else {
+        return Vec::new();
+    };
     let mut writes: Vec<Written> = Vec::new();
     let mut synced = 0;
     for (_, rest) in lines().filter(|(pid, _)| *pid == thread) {
@@ -148,7 +188,8 @@ pub fn last_writes(trace: &Path, moment: Moment) -> Vec<Written> {
             if let Some(last) = writes.last_mut() {
                 last.done = true;
             }
-        } else if rest.contains("fdatasync") && rest.contains("= 0") && !rest.contains("(DELAYED)") {
+        } else if rest.contains("fdatasync") && rest.contains("= 0") && !rest.contains("(DELAYED)")
+        {
             synced = writes.len();
         }
     }
