@@ -77,7 +77,12 @@ pub fn generate(count: usize, domain: &str, mboxes: &[String]) -> anyhow::Result
         !mboxes.is_empty() && mboxes.iter().all(|m| !m.is_empty()),
         "at least one mbox is needed"
     );
-    let mut ldif = String::from("version: 1\n");
+    // the domain's own entry: whose it is, and where users without mailHost live
+    let mut ldif = format!(
+        "version: 1\n\ndn: o={domain}\nobjectClass: organization\nobjectClass: domainRelatedObject\no: {domain}\n\
+         associatedDomain: {domain}\nmailHost: {}\n",
+        mboxes[0]
+    );
     let mut lines = String::new();
     let width = count.to_string().len();
     for number in 1..=count {
@@ -166,7 +171,8 @@ mod tests {
         let (ldif, text) = generate(12, "example.jp", &mboxes).unwrap();
         let users = parse(&text).unwrap();
         assert_eq!(users.len(), 12);
-        let entries: Vec<&str> = ldif.split("\n\n").skip(1).collect();
+        // after the version and the domain
+        let entries: Vec<&str> = ldif.split("\n\n").skip(2).collect();
         assert_eq!(entries.len(), 12);
         for (user, entry) in users.iter().zip(entries) {
             assert!(entry.contains(&format!("mailLocalAddress: {}\n", user.address)));

@@ -205,16 +205,7 @@ impl Site {
             .tempdir_in(parent)
             .expect("a directory");
         let names: Vec<String> = plan.mboxes.iter().map(|(name, _)| name.clone()).collect();
-        let (people, accounts) = users::generate(plan.users, DOMAIN, &names).expect("users");
-        let people = people
-            .strip_prefix("version: 1\n")
-            .expect("LDIF begins with its version");
-        let mut ldif = format!(
-            "version: 1\n\ndn: o={DOMAIN}\nobjectClass: organization\nobjectClass: domainRelatedObject\no: {DOMAIN}\n\
-             associatedDomain: {DOMAIN}\nmailHost: {}\n",
-            names[0]
-        );
-        ldif.push_str(people);
+        let (mut ldif, accounts) = users::generate(plan.users, DOMAIN, &names).expect("users");
         ldif.push_str(&plan.ldif);
         let site = Site {
             smtp: free_address(),
