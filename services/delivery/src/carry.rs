@@ -68,9 +68,9 @@ fn is_wanted(context: &Context) -> bool {
     if garbage {
         return true;
     }
-    // a log that is full of live mail would only be filled further
+    // a log that is full of live mail is turned over only when deliveries no longer fit: what holds its middle goes then
     let pinned = shard.log().pinned(shard.id());
-    pinned.pressed && pinned.bytes / 2 > live
+    pinned.pressed && (pinned.tight || pinned.bytes / 2 > live)
 }
 
 /// Carries messages pinned below `below`, as many as one interval's budget allows; true when none is left.

@@ -89,6 +89,22 @@ pub struct Pinned {
     /// True when the log is filling up and this shard is among those holding its oldest part: flush the store or carry
     /// live messages forward, then truncate, even when idle.
     pub pressed: bool,
+    /// True when the log is so full that [`Share::Delivery`] no longer fits: only carrying and truncating go on.
+    pub tight: bool,
+}
+
+/// How much of a filling log a record may use. What empties the log must always find room, so what fills it stops earlier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Share {
+    /// New mail: stops first.
+    Mail,
+    /// A mail on its way from the queue into a mailbox.
+    Delivery,
+    /// A live mail logged again so that older records can go.
+    Carry,
+    /// Facts, orders and everything else that is small or ends something: all there is.
+    #[default]
+    Rest,
 }
 
 /// Why an append did not succeed.
@@ -136,6 +152,18 @@ pub trait Log: Send + Sync + 'static {
         shard: ShardId,
         payload: Bytes,
     ) -> BoxFuture<'static, Result<Stamp, AppendError>>;
+
+    /// [`Log::append`] that is refused as [`AppendError::Full`] once the log is fuller than `share` may make it. A log that is not
+    /// bounded by itself takes everything.
+    fn append_within(
+        &self,
+        shard: ShardId,
+        payload: Bytes,
+        share: Share,
+    ) -> BoxFuture<'static, Result<Stamp, AppendError>> {
+        let _ = share;
+        self.append(shard, payload)
+    }
 
     /// A reader of the durable records of `shard` from position `from` (at least 1) on.
     ///

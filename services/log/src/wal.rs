@@ -39,7 +39,7 @@ use index::Index;
 use reader::WalTail;
 
 use crate::{
-    AppendError, Bounds, Log, LogRecord, Pinned, Position, ReadError, ShardId, Stamp, Tail,
+    AppendError, Bounds, Log, LogRecord, Pinned, Position, ReadError, ShardId, Share, Stamp, Tail,
 };
 
 /// Largest segment that may be configured; offsets in a segment are 32 bits and recovery reads a segment at once.
@@ -88,9 +88,24 @@ impl WalOptions {
         self.wal_bytes_max - 2 * self.segment_bytes
     }
 
-    /// From here on the log counts as filling up.
+    /// What appends of this share may bring the segments to: each kind leaves a segment to the next.
+    fn share_bytes_max(&self, share: Share) -> u64 {
+        let data = self.data_bytes_max();
+        let left = |segments: u64| {
+            data.saturating_sub(segments * self.segment_bytes)
+                .max(self.segment_bytes)
+        };
+        match share {
+            Share::Rest => data,
+            Share::Carry => left(1),
+            Share::Delivery => left(2),
+            Share::Mail => left(3).min((data / 5 * 4).max(self.segment_bytes)),
+        }
+    }
+
+    /// From here on the log counts as filling up: new mail has no further segment.
     fn pressed_bytes(&self) -> u64 {
-        (self.data_bytes_max() / 5 * 4).min(self.data_bytes_max() - self.segment_bytes)
+        (self.share_bytes_max(Share::Mail) - self.segment_bytes).max(self.segment_bytes)
     }
 
     fn check(&self) -> Result<(), OpenError> {
@@ -370,6 +385,7 @@ impl Wal {
         &self,
         shard: ShardId,
         payload: Bytes,
+        share: Share,
     ) -> Result<oneshot::Receiver<Result<Stamp, AppendError>>, AppendError> {
         if payload.len() > self.shared.options.record_bytes_max {
             return Err(AppendError::TooLarge);
@@ -389,6 +405,7 @@ impl Wal {
             shard,
             payload,
             crc,
+            share,
             reply,
         };
         self.shared
@@ -408,7 +425,16 @@ impl Log for Wal {
         shard: ShardId,
         payload: Bytes,
     ) -> BoxFuture<'static, Result<Stamp, AppendError>> {
-        match self.submit(shard, payload) {
+        self.append_within(shard, payload, Share::Rest)
+    }
+
+    fn append_within(
+        &self,
+        shard: ShardId,
+        payload: Bytes,
+        share: Share,
+    ) -> BoxFuture<'static, Result<Stamp, AppendError>> {
+        match self.submit(shard, payload, share) {
             Ok(outcome) => async { outcome.await.unwrap_or(Err(AppendError::Unknown)) }.boxed(),
             Err(error) => std::future::ready(Err(error)).boxed(),
         }
@@ -456,9 +482,12 @@ impl Log for Wal {
     }
 
     fn pinned(&self, shard: ShardId) -> Pinned {
-        self.shared
-            .index()
-            .pinned(shard.number(), self.shared.options.pressed_bytes())
+        let options = &self.shared.options;
+        let index = self.shared.index();
+        let pinned = index.pinned(shard.number(), options.pressed_bytes());
+        let next = index.physical() + options.segment_bytes;
+        let tight = next > options.share_bytes_max(Share::Delivery);
+        Pinned { tight, ..pinned }
     }
 }
 

@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hikyaku_log::{AppendError, Applied, Log, LogRecord, Position, ReadError, ShardId, Stamp};
+use hikyaku_log::{
+    AppendError, Applied, Log, LogRecord, Position, ReadError, ShardId, Share, Stamp,
+};
 use hikyaku_proto::VERSION;
 use hikyaku_proto::v1::{HashReport, Record, record::Command};
 use hikyaku_serve::tasks::Tasks;
@@ -172,8 +174,12 @@ impl<M: Machine> Shard<M> {
     /// # Errors
     /// As [`Log::append`].
     pub async fn append(&self, command: Command) -> Result<Stamp, AppendError> {
+        let share = share_of(&command);
         let payload = self.encode(self.inner.ambient.command_id(), command);
-        self.inner.log.append(self.inner.id, payload).await
+        self.inner
+            .log
+            .append_within(self.inner.id, payload, share)
+            .await
     }
 
     /// Appends `command`, waits until it is applied here, and returns what applying it said.
@@ -207,8 +213,14 @@ impl<M: Machine> Shard<M> {
         if self.inner.trouble.borrow().is_some() {
             return Err(ProposeError::Refused(AppendError::Unavailable));
         }
+        let share = share_of(&command);
         let payload = self.encode(cmd_id, command);
-        match self.inner.log.append(self.inner.id, payload).await {
+        match self
+            .inner
+            .log
+            .append_within(self.inner.id, payload, share)
+            .await
+        {
             Ok(_) => {}
             Err(AppendError::Unknown) => return Err(ProposeError::Unknown),
             Err(error) => return Err(ProposeError::Refused(error)),
@@ -426,6 +438,16 @@ impl<M: Machine> Shard<M> {
         }
         let start = inner.log.bounds(inner.id).start;
         lock(&inner.machine).log_start(start);
+    }
+}
+
+/// How much of a filling log a record may use: what empties it must find room when what fills it no longer does.
+fn share_of(command: &Command) -> Share {
+    match command {
+        Command::Accept(_) => Share::Mail,
+        Command::Deliver(_) | Command::Ingest(_) => Share::Delivery,
+        Command::Carry(_) => Share::Carry,
+        _ => Share::Rest,
     }
 }
 

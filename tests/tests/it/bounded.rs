@@ -403,7 +403,7 @@ fn a_log_full_of_queued_mail_says_452_and_recovers() {
     let plan =
         small(8)
             .set("queue", "bytes_max", "\"4096 MiB\"")
-            .set("log", "bytes_max", "\"192 MiB\"");
+            .set("log", "bytes_max", "\"64 MiB\"");
     let filled = fill_and_recover(plan, "100:60K-120K", PATIENCE * 2);
     assert!(
         filled.resident <= RESIDENT_BUSY_MAX,

@@ -2,19 +2,24 @@
 //!
 //! # Layout
 //! * [`dialogues`]: SMTP and POP3, line by line
-//! * [`demo`]: the README's command, the operator's commands, backup and restore
+//! * [`demo`]: the README's command
+//! * [`operator`]: the operator's commands, the log's lines
+//! * [`backup`]: backup and restore, large bodies
+//! * [`configuration`]: wrong configurations and directories
 //! * [`clients`]: real mail clients, with and without TLS
-//! * [`trouble`]: wrong configurations, a second process, a damaged log, a full disk
+//! * [`trouble`]: a full disk, a damaged log, garbage
 //! * [`bounded`]: a held message, an idle mailbox and much traffic; no delivery for a while
 //! * [`kills`]: SIGKILL at random and at every commit point
 //! * [`power_loss`]: images of what a power cut could have left
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 // outside the system under test: the machine's own clock is the one that counts
 #![allow(clippy::disallowed_methods)]
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
-
+mod backup;
 mod bounded;
 mod clients;
+mod configuration;
 mod demo;
 mod dialogues;
 mod kills;

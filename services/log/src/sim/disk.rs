@@ -304,6 +304,7 @@ impl State {
         Pinned {
             bytes: held.bytes,
             pressed: is_filling && (is_oldest || held.bytes >= total / 4),
+            tight: false,
         }
     }
 

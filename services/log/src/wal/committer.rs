@@ -16,7 +16,7 @@ use super::Shared;
 use super::frame::{self, Frame, Kind, SegmentHeader, encode_bounds, encode_seal, frame_bytes};
 use super::index::Fresh;
 use super::segment::{Active, Room, is_full, keep_spare, prepare, segment_name};
-use crate::{AppendError, Position, ReadError, Stamp};
+use crate::{AppendError, Position, ReadError, Share, Stamp};
 
 /// A batch is written in pieces of about this size.
 const WRITE_BYTES_MAX: usize = 4 << 20;
@@ -31,6 +31,8 @@ pub enum Request {
         payload: Bytes,
         /// Its CRC-32C.
         crc: u32,
+        /// How full it may make the log.
+        share: Share,
         /// Where the outcome goes.
         reply: oneshot::Sender<Result<Stamp, AppendError>>,
     },
@@ -153,7 +155,11 @@ impl Committer {
     fn make_room(&mut self, request: &Request) -> Result<(), Trouble> {
         let shared = self.shared.clone();
         let options = &shared.options;
-        let is_append = matches!(request, Request::Append { .. });
+        let bytes_max = match request {
+            Request::Append { share, .. } => Some(options.share_bytes_max(*share)),
+            Request::Truncate { .. } => None,
+        };
+        let is_append = bytes_max.is_some();
         // Appends leave a reserve so that truncations, which make room, always find some; the seal's place is kept from both.
         let seal = frame_bytes(0) as u64;
         let room = options.segment_bytes
@@ -162,7 +168,7 @@ impl Committer {
             } else {
                 seal
             };
-        let over = |physical: u64| is_append && physical > options.data_bytes_max();
+        let over = |physical: u64| bytes_max.is_some_and(|max| physical > max);
         if self.written + (self.buffer.len() + request.bytes()) as u64 <= room
             && !over(shared.index().physical())
         {
@@ -173,7 +179,7 @@ impl Committer {
             return Err(Trouble::Failed);
         }
         let physical = shared.index().physical();
-        if is_append && physical + options.segment_bytes > options.data_bytes_max() {
+        if over(physical + options.segment_bytes) {
             return Err(Trouble::Refused(AppendError::Full));
         }
         // Only truncations, which make room, may use up the spare.
@@ -190,6 +196,7 @@ impl Committer {
                 payload,
                 crc,
                 reply,
+                ..
             } => {
                 let end = self.ends.entry(shard).or_insert(1);
                 let position = *end;

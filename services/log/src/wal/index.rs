@@ -325,7 +325,7 @@ impl Index {
         let Some(oldest) = shard.runs.front().map(|run| run.segment) else {
             return Pinned {
                 bytes,
-                pressed: false,
+                ..Pinned::default()
             };
         };
         // Pressed are the holders of the oldest quarter, and whoever holds a quarter of everything.
@@ -336,7 +336,11 @@ impl Index {
             .take(quarter)
             .any(|sequence| *sequence >= oldest);
         let pressed = self.physical >= pressed_at && (among_oldest || bytes >= self.physical / 4);
-        Pinned { bytes, pressed }
+        Pinned {
+            bytes,
+            pressed,
+            tight: false,
+        }
     }
 
     /// The records of a shard from `position` on, as many as the limits allow and one place holds, at least one.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use hikyaku_log::wal::{OpenError, Wal, WalOptions};
-use hikyaku_log::{AppendError, Bounds, Class, Log, Position, ReadError, ShardId};
+use hikyaku_log::{AppendError, Bounds, Class, Log, Position, ReadError, ShardId, Share};
 
 use crate::crash::options;
 use crate::memory_disk::MemoryDisk;
@@ -51,11 +51,11 @@ async fn full_log_presses_refuses_and_recovers_by_truncation() {
     let wal = open(&disk, small());
     wal.append(IDLE, kilobyte(0)).await.unwrap();
     let mut pressed_at = None;
-    for number in 0..40 {
+    for number in 0..12 {
         wal.append(BUSY, kilobyte(number)).await.unwrap();
     }
     assert!(!wal.pinned(IDLE).pressed && !wal.pinned(BUSY).pressed);
-    for number in 40..10_000 {
+    for number in 12..10_000 {
         if wal.append(BUSY, kilobyte(number)).await.is_err() {
             break;
         }
@@ -76,7 +76,7 @@ async fn full_log_presses_refuses_and_recovers_by_truncation() {
     let end = wal.bounds(BUSY).end;
     assert!(end.0 > 70, "it was filled before it refused");
     // Truncations go on however many there are, and the log stays within its maximum.
-    for start in 2..end.0 * 3 / 4 {
+    for start in 2..=end.0 {
         wal.truncate(BUSY, Position(start)).await.unwrap();
         assert!(total(&disk) <= 128 << 10);
     }
@@ -87,13 +87,7 @@ async fn full_log_presses_refuses_and_recovers_by_truncation() {
     );
     drop(wal);
     let wal = open(&disk, small());
-    assert_eq!(
-        wal.bounds(BUSY),
-        Bounds {
-            start: Position(end.0 * 3 / 4 - 1),
-            end
-        }
-    );
+    assert_eq!(wal.bounds(BUSY), Bounds { start: end, end });
     assert_eq!(
         wal.read_at(IDLE, Position(1)).await.unwrap().payload,
         kilobyte(0)
@@ -102,6 +96,48 @@ async fn full_log_presses_refuses_and_recovers_by_truncation() {
         wal.read_at(IDLE, Position(2)).await.unwrap().payload,
         kilobyte(1)
     );
+}
+
+#[tokio::test]
+async fn what_fills_the_log_stops_before_what_empties_it() {
+    let disk = MemoryDisk::default();
+    let wal = open(&disk, small());
+    let shares = [Share::Mail, Share::Delivery, Share::Carry, Share::Rest];
+    let mut fitted = Vec::new();
+    for (turn, share) in shares.into_iter().enumerate() {
+        let mut count = 0;
+        while wal
+            .append_within(BUSY, kilobyte(count), share)
+            .await
+            .is_ok()
+        {
+            count += 1;
+        }
+        fitted.push(count);
+        assert_eq!(
+            wal.pinned(BUSY).tight,
+            share >= Share::Delivery,
+            "{share:?}"
+        );
+        // whoever stopped earlier stays out
+        for earlier in &shares[..turn] {
+            let refused = wal.append_within(BUSY, kilobyte(0), *earlier).await;
+            assert_eq!(
+                refused,
+                Err(AppendError::Full),
+                "{earlier:?} after {share:?}"
+            );
+        }
+    }
+    assert!(
+        fitted.iter().all(|&count| count >= 10),
+        "each finds a segment's worth: {fitted:?}"
+    );
+    wal.truncate(BUSY, wal.bounds(BUSY).end).await.unwrap();
+    wal.append_within(BUSY, kilobyte(0), Share::Mail)
+        .await
+        .unwrap();
+    assert!(!wal.pinned(BUSY).tight);
 }
 
 #[tokio::test]
