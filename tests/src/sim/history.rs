@@ -14,7 +14,7 @@ use hikyaku_home::machine::HomeMachine;
 use hikyaku_log::sim::{SimDisk, SimLog};
 use hikyaku_log::{
     AppendError, Applied, Bounds, Class, Log, LogRecord, Pinned, Position, ReadError, ShardId,
-    Stamp, Tail,
+    Share, Stamp, Tail,
 };
 use hikyaku_proto::v1::{Record, record::Command};
 use hikyaku_queue::machine::{QueueMachine, QueueOptions};
@@ -441,6 +441,15 @@ impl Log for WatchedLog {
         payload: Bytes,
     ) -> BoxFuture<'static, Result<Stamp, AppendError>> {
         self.inner.append(shard, payload)
+    }
+
+    fn append_within(
+        &self,
+        shard: ShardId,
+        payload: Bytes,
+        share: Share,
+    ) -> BoxFuture<'static, Result<Stamp, AppendError>> {
+        self.inner.append_within(shard, payload, share)
     }
 
     fn tail(&self, shard: ShardId, from: Position) -> Result<Box<dyn Tail>, ReadError> {
