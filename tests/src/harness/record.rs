@@ -236,7 +236,10 @@ impl Reader {
 
     fn call(&mut self, pid: u32, start: usize, end: usize, text: &str) {
         let (name, rest) = text.split_once('(').expect("a call");
-        let (args, result) = rest.rsplit_once(" = ").expect("a result");
+        // the last line of a process that was killed may be cut: that call was not seen to end
+        let Some((args, result)) = rest.rsplit_once(" = ") else {
+            return;
+        };
         let Some(result) = result
             .split(' ')
             .next()
