@@ -2,16 +2,20 @@
 //!
 //! A file is read as a whole or not at all. What is wrong is said with file, line, key and what is allowed.
 
+mod contradictions;
+mod values;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use hikyaku_mail::path::{Mailbox, normal_domain};
-use hikyaku_smtp::proxy::Network;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use toml::Spanned;
+
+use crate::config::contradictions::{Contradiction, contradictions};
+use crate::config::values::{Address, Bytes, Domain, Interval, Net};
 
 /// Everything an operator sets.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -303,116 +307,6 @@ impl Default for Store {
     }
 }
 
-/// A number of octets: a whole number, or text such as `64 MiB`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Bytes(pub u64);
-
-impl Bytes {
-    /// As a size in memory.
-    pub fn as_usize(self) -> usize {
-        usize::try_from(self.0).unwrap_or(usize::MAX)
-    }
-}
-
-/// A span of time: text such as `30s`, `10m`, `4h`, `5d`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Interval(pub Duration);
-
-/// A domain name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Domain(pub String);
-
-/// A mailbox address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Address(pub Mailbox);
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum NumberOrText {
-    Number(u64),
-    Text(String),
-}
-
-impl<'de> Deserialize<'de> for Bytes {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
-        const ALLOWED: &str = "expected a size such as 1048576, \"64 MiB\" or \"2 GiB\"";
-        let text = match NumberOrText::deserialize(deserializer)
-            .map_err(|_| serde::de::Error::custom(ALLOWED))?
-        {
-            NumberOrText::Number(number) => return Ok(Bytes(number)),
-            NumberOrText::Text(text) => text,
-        };
-        let digits = text
-            .find(|letter: char| !letter.is_ascii_digit())
-            .unwrap_or(text.len());
-        let unit = match text[digits..].trim() {
-            "" | "B" => 1,
-            "KiB" => 1 << 10,
-            "MiB" => 1 << 20,
-            "GiB" => 1 << 30,
-            "TiB" => 1u64 << 40,
-            _ => return Err(serde::de::Error::custom(ALLOWED)),
-        };
-        let number = text[..digits]
-            .parse::<u64>()
-            .ok()
-            .and_then(|number| number.checked_mul(unit));
-        number
-            .map(Bytes)
-            .ok_or_else(|| serde::de::Error::custom(ALLOWED))
-    }
-}
-
-impl<'de> Deserialize<'de> for Interval {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Interval, D::Error> {
-        const ALLOWED: &str = "expected a time such as \"30s\", \"10m\", \"4h\" or \"5d\"";
-        let error = || serde::de::Error::custom(ALLOWED);
-        let text = String::deserialize(deserializer).map_err(|_| error())?;
-        let digits = text
-            .find(|letter: char| !letter.is_ascii_digit())
-            .ok_or_else(error)?;
-        let unit = match text[digits..].trim() {
-            "s" => 1,
-            "m" => 60,
-            "h" => 3600,
-            "d" => 86400,
-            _ => return Err(error()),
-        };
-        let number = text[..digits].parse::<u32>().map_err(|_| error())?;
-        Ok(Interval(Duration::from_secs(u64::from(number) * unit)))
-    }
-}
-
-impl<'de> Deserialize<'de> for Domain {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Domain, D::Error> {
-        let error =
-            || serde::de::Error::custom("expected a domain name such as \"mail.example.jp\"");
-        let text = String::deserialize(deserializer).map_err(|_| error())?;
-        normal_domain(&text).map(Domain).map_err(|_| error())
-    }
-}
-
-impl<'de> Deserialize<'de> for Address {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Address, D::Error> {
-        let error =
-            || serde::de::Error::custom("expected an address such as \"postmaster@example.jp\"");
-        let text = String::deserialize(deserializer).map_err(|_| error())?;
-        text.parse().map(Address).map_err(|_| error())
-    }
-}
-
-/// A network.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Net(pub Network);
-
-impl<'de> Deserialize<'de> for Net {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Net, D::Error> {
-        let error = || serde::de::Error::custom("expected a network such as \"192.0.2.0/24\"");
-        let text = String::deserialize(deserializer).map_err(|_| error())?;
-        text.parse().map(Net).map_err(|_| error())
-    }
-}
-
 /// One thing wrong with a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -470,169 +364,15 @@ impl Config {
             };
             vec![problem(line, format!("{key}{what}"))]
         })?;
-        let wrong = config.contradictions();
+        let wrong = contradictions(&config);
         if wrong.is_empty() {
             return Ok(config);
         }
-        let located = |(offset, what): (usize, String)| match offset {
+        let located = |Contradiction { offset, what }| match offset {
             0 => problem(line_setting(text, &what), what),
             offset => problem(line_of(offset), what),
         };
         Err(wrong.into_iter().map(located).collect())
-    }
-
-    /// What no single value is to blame for: pairs of byte offset (0: none) and text.
-    fn contradictions(&self) -> Vec<(usize, String)> {
-        let mut wrong = Vec::new();
-        if self.mbox.is_empty() {
-            wrong.push((
-                0,
-                "mbox: at least one [mbox.NAME] with shards = [0, ...] is needed".into(),
-            ));
-        }
-        let mut owners: BTreeMap<u16, &str> = BTreeMap::new();
-        for (name, mbox) in &self.mbox {
-            let offset = mbox.shards.span().start;
-            if mbox.shards.get_ref().is_empty() {
-                wrong.push((
-                    offset,
-                    format!("mbox.{name}.shards: at least one shard number is needed"),
-                ));
-            }
-            for &shard in mbox.shards.get_ref() {
-                if shard >= 1 << 14 {
-                    wrong.push((offset, format!("mbox.{name}.shards: {shard} is over 16383")));
-                } else if let Some(other) = owners.insert(shard, name) {
-                    wrong.push((
-                        offset,
-                        format!(
-                            "mbox.{name}.shards: shard {shard} belongs to mbox.{other} already"
-                        ),
-                    ));
-                }
-            }
-        }
-        if self.tls.is_none() && !self.smtp.listen_tls.get_ref().is_empty() {
-            wrong.push((
-                self.smtp.listen_tls.span().start,
-                "smtp.listen_tls: needs [tls] with certificate and key".into(),
-            ));
-        }
-        let proxied = self.smtp.proxy_protocol.get_ref();
-        for address in proxied {
-            if !self.smtp.listen.contains(address)
-                && !self.smtp.listen_tls.get_ref().contains(address)
-            {
-                wrong.push((
-                    self.smtp.proxy_protocol.span().start,
-                    format!(
-                        "smtp.proxy_protocol: {address} is neither in listen nor in listen_tls"
-                    ),
-                ));
-            }
-        }
-        if !proxied.is_empty() && self.smtp.proxy_networks.is_empty() {
-            wrong.push((
-                self.smtp.proxy_protocol.span().start,
-                "smtp.proxy_protocol: needs proxy_networks".into(),
-            ));
-        }
-        if self.tls.is_none() && !self.pop3.listen_tls.get_ref().is_empty() {
-            let offset = self.pop3.listen_tls.span().start;
-            wrong.push((
-                offset,
-                "pop3.listen_tls: needs [tls] with certificate and key".into(),
-            ));
-        }
-        if self.directory.recipient_delimiter.chars().count() > 1 {
-            wrong.push((
-                0,
-                "directory.recipient_delimiter: expected one character, or none".into(),
-            ));
-        }
-        if !(0.0..=1.0).contains(&self.telemetry.otlp_ratio) {
-            wrong.push((
-                0,
-                "telemetry.otlp_ratio: expected a number from 0 to 1".into(),
-            ));
-        }
-        let mut seen: BTreeMap<SocketAddr, &str> = BTreeMap::new();
-        let metrics: Vec<SocketAddr> = self.telemetry.metrics_listen.into_iter().collect();
-        for (key, listeners) in [
-            ("smtp.listen", &self.smtp.listen),
-            ("smtp.listen_tls", self.smtp.listen_tls.get_ref()),
-            ("pop3.listen", &self.pop3.listen),
-            ("pop3.listen_tls", self.pop3.listen_tls.get_ref()),
-            ("telemetry.metrics_listen", &metrics),
-        ] {
-            for &listener in listeners.iter().filter(|listener| listener.port() != 0) {
-                if let Some(other) = seen.insert(listener, key) {
-                    wrong.push((0, format!("{key}: {listener} is in {other} already")));
-                }
-            }
-        }
-        wrong.extend(self.limits_too_low().map(|what| (0, what)));
-        wrong
-    }
-
-    fn limits_too_low(&self) -> impl Iterator<Item = String> {
-        let floor = |key: &str, value: u64, least: u64| {
-            (value < least)
-                .then(|| format!("{key}: {value} is too small, at least {least} is needed"))
-        };
-        [
-            floor(
-                "smtp.message_bytes_max",
-                self.smtp.message_bytes_max.0,
-                64 << 10,
-            ),
-            // RFC 5321 section 4.5.3.1.8
-            floor(
-                "smtp.recipients_max",
-                u64::from(self.smtp.recipients_max),
-                100,
-            ),
-            floor(
-                "smtp.connections_max",
-                u64::from(self.smtp.connections_max),
-                1,
-            ),
-            floor(
-                "smtp.connections_per_source_max",
-                u64::from(self.smtp.connections_per_source_max),
-                1,
-            ),
-            floor(
-                "smtp.memory_bytes_max",
-                self.smtp.memory_bytes_max.0,
-                1 << 20,
-            ),
-            floor(
-                "pop3.connections_max",
-                u64::from(self.pop3.connections_max),
-                1,
-            ),
-            floor(
-                "pop3.connections_per_source_max",
-                u64::from(self.pop3.connections_per_source_max),
-                1,
-            ),
-            floor("queue.messages_max", self.queue.messages_max, 1),
-            floor("queue.bytes_max", self.queue.bytes_max.0, 1 << 20),
-            floor("log.segment_bytes", self.log.segment_bytes.0, 1 << 20),
-            floor(
-                "log.bytes_max",
-                self.log.bytes_max.0,
-                self.log.segment_bytes.0.saturating_mul(4),
-            ),
-            floor(
-                "store.memtable_bytes_max",
-                self.store.memtable_bytes_max.0,
-                1 << 20,
-            ),
-        ]
-        .into_iter()
-        .flatten()
     }
 
     fn make_absolute(&mut self, base: &Path) {

@@ -1,0 +1,189 @@
+//! What no single value of a configuration is to blame for: values that do not go together, and limits that nothing could work with.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use crate::config::Config;
+
+/// Something wrong, and the byte offset in the file of the value that is to blame; 0 when the text has to name the key.
+pub struct Contradiction {
+    /// From the beginning of the file; 0 for none.
+    pub offset: usize,
+    /// `key: what is wrong`.
+    pub what: String,
+}
+
+impl Contradiction {
+    fn at(offset: usize, what: impl Into<String>) -> Contradiction {
+        Contradiction {
+            offset,
+            what: what.into(),
+        }
+    }
+
+    fn anywhere(what: impl Into<String>) -> Contradiction {
+        Contradiction::at(0, what)
+    }
+}
+
+/// Everything that contradicts something else in `config`, section by section.
+pub fn contradictions(config: &Config) -> Vec<Contradiction> {
+    let mut wrong = Vec::new();
+    shards(config, &mut wrong);
+    tls(config, &mut wrong);
+    load_balancers(config, &mut wrong);
+    single_values(config, &mut wrong);
+    listeners(config, &mut wrong);
+    limits(config, &mut wrong);
+    wrong
+}
+
+/// A shard belongs to one mbox.
+fn shards(config: &Config, wrong: &mut Vec<Contradiction>) {
+    if config.mbox.is_empty() {
+        wrong.push(Contradiction::anywhere(
+            "mbox: at least one [mbox.NAME] with shards = [0, ...] is needed",
+        ));
+    }
+    let mut owners: BTreeMap<u16, &str> = BTreeMap::new();
+    for (name, mbox) in &config.mbox {
+        let offset = mbox.shards.span().start;
+        if mbox.shards.get_ref().is_empty() {
+            wrong.push(Contradiction::at(
+                offset,
+                format!("mbox.{name}.shards: at least one shard number is needed"),
+            ));
+        }
+        for &shard in mbox.shards.get_ref() {
+            if shard >= 1 << 14 {
+                wrong.push(Contradiction::at(
+                    offset,
+                    format!("mbox.{name}.shards: {shard} is over 16383"),
+                ));
+            } else if let Some(other) = owners.insert(shard, name) {
+                wrong.push(Contradiction::at(
+                    offset,
+                    format!("mbox.{name}.shards: shard {shard} belongs to mbox.{other} already"),
+                ));
+            }
+        }
+    }
+}
+
+/// TLS needs a certificate.
+fn tls(config: &Config, wrong: &mut Vec<Contradiction>) {
+    if config.tls.is_some() {
+        return;
+    }
+    for (key, covered) in [
+        ("smtp.listen_tls", &config.smtp.listen_tls),
+        ("pop3.listen_tls", &config.pop3.listen_tls),
+    ] {
+        if !covered.get_ref().is_empty() {
+            wrong.push(Contradiction::at(
+                covered.span().start,
+                format!("{key}: needs [tls] with certificate and key"),
+            ));
+        }
+    }
+}
+
+/// PROXY headers are taken on addresses of ours, from networks that are named.
+fn load_balancers(config: &Config, wrong: &mut Vec<Contradiction>) {
+    let smtp = &config.smtp;
+    let proxied = smtp.proxy_protocol.get_ref();
+    let offset = smtp.proxy_protocol.span().start;
+    for address in proxied {
+        if !smtp.listen.contains(address) && !smtp.listen_tls.get_ref().contains(address) {
+            wrong.push(Contradiction::at(
+                offset,
+                format!("smtp.proxy_protocol: {address} is neither in listen nor in listen_tls"),
+            ));
+        }
+    }
+    if !proxied.is_empty() && smtp.proxy_networks.is_empty() {
+        wrong.push(Contradiction::at(
+            offset,
+            "smtp.proxy_protocol: needs proxy_networks",
+        ));
+    }
+}
+
+/// What the type of a value does not say.
+fn single_values(config: &Config, wrong: &mut Vec<Contradiction>) {
+    if config.directory.recipient_delimiter.chars().count() > 1 {
+        wrong.push(Contradiction::anywhere(
+            "directory.recipient_delimiter: expected one character, or none",
+        ));
+    }
+    if !(0.0..=1.0).contains(&config.telemetry.otlp_ratio) {
+        wrong.push(Contradiction::anywhere(
+            "telemetry.otlp_ratio: expected a number from 0 to 1",
+        ));
+    }
+}
+
+/// An address is listened on once.
+fn listeners(config: &Config, wrong: &mut Vec<Contradiction>) {
+    let mut seen: BTreeMap<SocketAddr, &str> = BTreeMap::new();
+    let metrics: Vec<SocketAddr> = config.telemetry.metrics_listen.into_iter().collect();
+    for (key, listeners) in [
+        ("smtp.listen", &config.smtp.listen),
+        ("smtp.listen_tls", config.smtp.listen_tls.get_ref()),
+        ("pop3.listen", &config.pop3.listen),
+        ("pop3.listen_tls", config.pop3.listen_tls.get_ref()),
+        ("telemetry.metrics_listen", &metrics),
+    ] {
+        // port 0 is any free one
+        for &listener in listeners.iter().filter(|listener| listener.port() != 0) {
+            if let Some(other) = seen.insert(listener, key) {
+                wrong.push(Contradiction::anywhere(format!(
+                    "{key}: {listener} is in {other} already"
+                )));
+            }
+        }
+    }
+}
+
+/// Limits so low that nothing would work.
+fn limits(config: &Config, wrong: &mut Vec<Contradiction>) {
+    let (smtp, pop3, queue) = (&config.smtp, &config.pop3, &config.queue);
+    let least = [
+        ("smtp.message_bytes_max", smtp.message_bytes_max.0, 64 << 10),
+        // RFC 5321 section 4.5.3.1.8
+        ("smtp.recipients_max", smtp.recipients_max.into(), 100),
+        ("smtp.connections_max", smtp.connections_max.into(), 1),
+        (
+            "smtp.connections_per_source_max",
+            smtp.connections_per_source_max.into(),
+            1,
+        ),
+        ("smtp.memory_bytes_max", smtp.memory_bytes_max.0, 1 << 20),
+        ("pop3.connections_max", pop3.connections_max.into(), 1),
+        (
+            "pop3.connections_per_source_max",
+            pop3.connections_per_source_max.into(),
+            1,
+        ),
+        ("queue.messages_max", queue.messages_max, 1),
+        ("queue.bytes_max", queue.bytes_max.0, 1 << 20),
+        ("log.segment_bytes", config.log.segment_bytes.0, 1 << 20),
+        (
+            "log.bytes_max",
+            config.log.bytes_max.0,
+            config.log.segment_bytes.0.saturating_mul(4),
+        ),
+        (
+            "store.memtable_bytes_max",
+            config.store.memtable_bytes_max.0,
+            1 << 20,
+        ),
+    ];
+    for (key, value, least) in least {
+        if value < least {
+            wrong.push(Contradiction::anywhere(format!(
+                "{key}: {value} is too small, at least {least} is needed"
+            )));
+        }
+    }
+}
