@@ -9,7 +9,9 @@
 //! * [`ambient`]: clock and randomness
 //! * [`users`]: the directory file
 //! * [`shards`]: log, stores and state machines
+//! * [`services`]: what roles call each other by
 //! * [`node`]: every role, wired top to bottom
+//! * [`listeners`]: its sockets
 //! * [`live`]: what new connections are served with
 //! * [`reload`]: configuration and certificates ([`certificates`]) read again, if [`changes`] allows
 //! * [`alarms`]: what an operator must look at
@@ -29,12 +31,14 @@ mod cli;
 mod config;
 mod demo;
 mod lines;
+mod listeners;
 mod live;
 mod lock;
 mod node;
 mod observe;
 mod operator;
 mod reload;
+mod services;
 mod shards;
 mod sweep;
 mod telemetry;

@@ -1,18 +1,14 @@
 //! One machine with every role, wired top to bottom: log, shards, services, leaders, listeners.
 
-use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, anyhow};
 use hikyaku_access::mailboxes::{Mailboxes, MailboxesOptions};
-use hikyaku_access::pop3::options::Tls as Pop3Tls;
-use hikyaku_access::pop3::server::{Pop3Deps, serve_pop3};
+use hikyaku_access::pop3::server::Pop3Deps;
 use hikyaku_blob::Blobs;
 use hikyaku_blob::files::FileBlobs;
-use hikyaku_control::admin::{AdminService, NodeAlarms};
+use hikyaku_control::admin::{AcceptDirectory, AdminService, NodeAlarms, Rcpt};
 use hikyaku_control::queue::{LedQueue, Queues};
 use hikyaku_delivery::control::QueueControl;
 use hikyaku_delivery::leader::{DeliveryOptions, Deps, Leader};
@@ -20,51 +16,33 @@ use hikyaku_delivery::placement::Placement;
 use hikyaku_delivery::schedule::Schedule;
 use hikyaku_directory::Directory;
 use hikyaku_directory::file::DirectoryFile;
-use hikyaku_directory::ldif_directory::LdifDirectory;
+use hikyaku_directory::ldif_directory::{LdifDirectory, Stamp};
 use hikyaku_directory::throttle::{Throttle, ThrottleLimits};
-use hikyaku_edge::backend::{Edge, EdgeBackend};
+use hikyaku_edge::backend::Edge;
 use hikyaku_edge::recipient;
 use hikyaku_mail::path::ForwardPath;
 use hikyaku_mail::reply::Reply;
-use hikyaku_mbox::home::HomeService;
-use hikyaku_mbox::mailbox::MailboxService;
-use hikyaku_mbox::options::MboxOptions;
-use hikyaku_proto::transport::{Transport, in_process};
-use hikyaku_proto::v1::admin_server::AdminServer;
-use hikyaku_proto::v1::home_client::HomeClient;
-use hikyaku_proto::v1::home_server::HomeServer;
-use hikyaku_proto::v1::mailbox_client::MailboxClient;
-use hikyaku_proto::v1::mailbox_server::MailboxServer;
 use hikyaku_queue::intake::Intake;
-use hikyaku_serve::listen::{Admission, accept_loop};
 use hikyaku_serve::tasks::Tasks;
 use hikyaku_serve::tls::Material;
 use hikyaku_shard::ambient::SharedAmbient;
 use hikyaku_shard::lead;
-use hikyaku_smtp::backend::Peer;
-use hikyaku_smtp::proxy::{ProxyOptions, client_address};
-use hikyaku_smtp::server::{Tls as SmtpTls, serve_connection};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::signal::unix::Signal;
-use tokio_rustls::TlsAcceptor;
-use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::alarms::Alarms;
 use crate::ambient::System;
 use crate::archive::{LocalArchive, LocalQueue};
 use crate::config::Config;
+use crate::listeners::Listeners;
 use crate::live::{Live, Serving};
 use crate::lock::DirectoryLock;
 use crate::observe::{Observed, log_alarm};
-use crate::operator::SOCKET;
 use crate::reload::Reloader;
+use crate::services::Services;
 use crate::shards::Shards;
 use crate::sweep::Sweep;
 use crate::telemetry::Logging;
 use crate::{certificates, users};
-
-/// Octets that one inline body needs over gRPC, and room to spare.
-const GRPC_BYTES_MAX: usize = 4 << 20;
 
 /// A running machine.
 pub struct Node {
@@ -194,149 +172,150 @@ struct Starting<'a> {
     ambient: SharedAmbient,
 }
 
-/// The services that roles call each other by.
-struct Services {
-    home: HomeService,
-    mailboxes: MailboxService,
-}
-
-impl Services {
-    fn home_transport(&self) -> Transport {
-        in_process(HomeServer::new(self.home.clone()))
-    }
-
-    fn mailbox_transport(&self) -> Transport {
-        in_process(
-            MailboxServer::new(self.mailboxes.clone())
-                .max_decoding_message_size(GRPC_BYTES_MAX)
-                .max_encoding_message_size(GRPC_BYTES_MAX),
-        )
-    }
-
-    fn home_client(&self) -> HomeClient<Transport> {
-        HomeClient::new(self.home_transport())
-    }
-
-    fn mailbox_client(&self) -> MailboxClient<Transport> {
-        MailboxClient::new(self.mailbox_transport()).max_decoding_message_size(GRPC_BYTES_MAX)
-    }
-}
-
 impl Starting<'_> {
     async fn run(self, source: Source) -> Result<Started> {
-        let Starting {
-            config,
-            tasks,
-            ground,
-            ambient,
-        } = &self;
-        let (tasks, ground): (&Tasks, &Tasks) = (tasks, ground);
-        let (file, read) =
-            users::open(config, random_key(ambient)).context("reading the directory")?;
-        let file = Arc::new(file);
-        let directory = file.directory().clone();
-        if let Some(alarm) = file.alarm() {
-            tracing::error!(alarm, "directory");
-        }
-        for line in users::located(
-            config.directory.ldif.get_ref(),
-            directory.table().findings(),
-        ) {
-            tracing::warn!(line, "directory entry");
-        }
+        let config = self.config;
+        let (file, read) = self.directory()?;
         let certificate = Reloader::watch(config);
         let live = Arc::new(Live::new(Serving::new(
             Arc::new(Config::clone(config)),
-            self.tls()?,
+            load_tls(config, &self.ambient)?,
         )));
         let blobs: Arc<dyn Blobs> = Arc::new(
             FileBlobs::open(&config.node.data_dir.join("blobs"))
                 .context("opening the blob store")?,
         );
-        let shards = Shards::open(config, ground, ambient)?;
-        let home = HomeService::new(ground, shards.home.clone(), MboxOptions::default());
-        let home_transport = in_process(HomeServer::new(home.clone()));
-        let mailboxes = MailboxService::new(
-            ground,
-            shards.mailboxes.iter().cloned(),
-            home_transport,
-            MboxOptions::default(),
-        );
-        let services = Services { home, mailboxes };
+        let shards = Shards::open(config, self.ground, &self.ambient)?;
+        let services = Services::new(self.ground, &shards);
         let queue = self
-            .lead(&shards, &services, directory.clone(), blobs.clone())
+            .lead(&shards, &services, file.directory().clone(), blobs.clone())
             .await;
-        let edge = Arc::new(Edge {
-            host_name: config.node.hostname.0.clone(),
-            directory: directory.clone(),
-            blobs: blobs.clone(),
-            intakes: vec![Intake::new(&shards.incoming)],
-            ambient: ambient.clone(),
-            tasks: tasks.clone(),
-            memory: Edge::memory_budget(config.smtp.memory_bytes_max.as_usize()),
-        });
-        let deps = Arc::new(Pop3Deps {
-            directory: directory.clone(),
-            throttle: Arc::new(Throttle::new(
-                ThrottleLimits::default(),
-                random_key(ambient),
-            )),
-            mailboxes: Mailboxes::new(
-                services.home_client(),
-                services.mailbox_client(),
-                ambient.clone(),
-                MailboxesOptions::default(),
-            ),
-            blobs: blobs.clone(),
-        });
-        let mut listeners = self.listen_smtp(edge, &live).await?;
-        listeners.extend(self.listen_pop3(deps, &live).await?);
+
+        let open = Listeners {
+            config,
+            tasks: self.tasks,
+            live: &live,
+        };
+        let mut listeners = open.smtp(self.edge(&shards, &file, &blobs)).await?;
+        listeners.extend(open.pop3(self.maildrops(&services, &file, &blobs)).await?);
         let alarms = Alarms::default();
         let node_alarms = node_alarms(&alarms, &file, &shards, config.log.bytes_max.0);
-        listeners.extend(
-            self.listen_metrics(&shards, &live, node_alarms.clone())
-                .await?,
-        );
-        let socket = self.listen_admin(
-            &shards,
-            &services,
-            &file,
-            queue,
-            listeners.clone(),
-            node_alarms,
-        )?;
-        Sweep {
-            blobs: blobs.clone(),
-            incoming: shards.incoming.clone(),
-            mailboxes: services.mailboxes.clone(),
-            interval: config.blobs.sweep_interval.0,
-            keep_unnamed: config.blobs.keep_unnamed.0,
-        }
-        .start(tasks);
-        users::watch(
-            tasks,
-            ambient.clone(),
-            config.directory.ldif.get_ref().clone(),
-            read,
-            file.clone(),
-        );
+        let observed = self.observed(&shards, &live, node_alarms.clone());
+        listeners.extend(open.metrics(observed).await?);
+        let socket = open.admin(AdminService {
+            queues: Queues::new([Arc::new(LocalQueue(queue)) as Arc<dyn LedQueue>]),
+            rcpt: rcpt_of(&file),
+            accept_directory: accept_of(&file),
+            directory: file.directory().clone(),
+            archive: Arc::new(LocalArchive {
+                home: services.home.clone(),
+                home_shard: shards.home.shard.clone(),
+                mailboxes: services.mailboxes.clone(),
+            }),
+            listeners: listeners.clone(),
+            alarms: node_alarms,
+        })?;
+
+        self.sweep(&shards, &services, &blobs);
+        let ldif = config.directory.ldif.get_ref().clone();
+        users::watch(self.tasks, self.ambient.clone(), ldif, read, file.clone());
         Reloader {
             file: source.file,
             live: live.clone(),
             directory: file,
             logging: source.logging,
             alarms,
-            ambient: ambient.clone(),
+            ambient: self.ambient.clone(),
             hangup: source.hangup,
             certificate,
         }
-        .start(tasks);
+        .start(self.tasks);
         Ok(Started {
             shards,
             live,
             listeners,
             socket,
         })
+    }
+
+    /// Who the users are; what is wrong with single entries is in the log.
+    fn directory(&self) -> Result<(Arc<DirectoryFile>, Stamp)> {
+        let (file, read) =
+            users::open(self.config, random_key(&self.ambient)).context("reading the directory")?;
+        if let Some(alarm) = file.alarm() {
+            tracing::error!(alarm, "directory");
+        }
+        for line in users::located(
+            self.config.directory.ldif.get_ref(),
+            file.directory().table().findings(),
+        ) {
+            tracing::warn!(line, "directory entry");
+        }
+        Ok((Arc::new(file), read))
+    }
+
+    /// What takes mail.
+    fn edge(
+        &self,
+        shards: &Shards,
+        file: &Arc<DirectoryFile>,
+        blobs: &Arc<dyn Blobs>,
+    ) -> Arc<Edge> {
+        Arc::new(Edge {
+            host_name: self.config.node.hostname.0.clone(),
+            directory: file.directory().clone(),
+            blobs: blobs.clone(),
+            intakes: vec![Intake::new(&shards.incoming)],
+            ambient: self.ambient.clone(),
+            tasks: self.tasks.clone(),
+            memory: Edge::memory_budget(self.config.smtp.memory_bytes_max.as_usize()),
+        })
+    }
+
+    /// What shows it to its readers.
+    fn maildrops(
+        &self,
+        services: &Services,
+        file: &Arc<DirectoryFile>,
+        blobs: &Arc<dyn Blobs>,
+    ) -> Arc<Pop3Deps> {
+        Arc::new(Pop3Deps {
+            directory: file.directory().clone(),
+            throttle: Arc::new(Throttle::new(
+                ThrottleLimits::default(),
+                random_key(&self.ambient),
+            )),
+            mailboxes: Mailboxes::new(
+                services.home_client(),
+                services.mailbox_client(),
+                self.ambient.clone(),
+                MailboxesOptions::default(),
+            ),
+            blobs: blobs.clone(),
+        })
+    }
+
+    fn observed(&self, shards: &Shards, live: &Arc<Live>, alarms: NodeAlarms) -> Observed {
+        Observed {
+            intake: Intake::new(&shards.incoming),
+            wal: shards.wal.clone(),
+            home: shards.home.clone(),
+            mailboxes: shards.mailboxes.clone(),
+            live: live.clone(),
+            alarms,
+            tasks: self.tasks.clone(),
+        }
+    }
+
+    fn sweep(&self, shards: &Shards, services: &Services, blobs: &Arc<dyn Blobs>) {
+        Sweep {
+            blobs: blobs.clone(),
+            incoming: shards.incoming.clone(),
+            mailboxes: services.mailboxes.clone(),
+            interval: self.config.blobs.sweep_interval.0,
+            keep_unnamed: self.config.blobs.keep_unnamed.0,
+        }
+        .start(self.tasks);
     }
 
     /// Leads every shard of this machine: there is nobody else.
@@ -379,183 +358,6 @@ impl Starting<'_> {
         };
         Leader::start(self.tasks, shards.incoming.clone(), deps, options)
     }
-
-    fn tls(&self) -> Result<Option<Material>> {
-        load_tls(self.config, &self.ambient)
-    }
-
-    async fn listen_smtp(&self, edge: Arc<Edge>, live: &Arc<Live>) -> Result<Vec<String>> {
-        let smtp = &self.config.smtp;
-        let backend = Arc::new(EdgeBackend(edge));
-        let sessions = Arc::new(AtomicU64::new(1));
-        let start_tls: fn(TlsAcceptor) -> SmtpTls = SmtpTls::StartTls;
-        let implicit: fn(TlsAcceptor) -> SmtpTls = SmtpTls::Implicit;
-        let clear = smtp
-            .listen
-            .iter()
-            .map(|&address| ("smtp", address, start_tls));
-        let covered = smtp
-            .listen_tls
-            .get_ref()
-            .iter()
-            .map(|&address| ("smtps", address, implicit));
-        let mut opened = Vec::new();
-        for (name, address, tls) in clear.chain(covered) {
-            let (listener, line) = bind(name, address).await?;
-            opened.push(line);
-            let proxied = smtp.proxy_protocol.get_ref().contains(&address);
-            let gate = if proxied {
-                live.balancers_gate.clone()
-            } else {
-                live.smtp_gate.clone()
-            };
-            let (backend, sessions, label) = (backend.clone(), sessions.clone(), Arc::from(name));
-            let (live, drain) = (live.clone(), self.tasks.draining());
-            accept_loop(
-                self.tasks,
-                name,
-                listener,
-                gate,
-                move |mut stream, address| {
-                    let number = sessions.fetch_add(1, Ordering::Relaxed);
-                    let mut peer = Peer::new(number, address, Arc::clone(&label));
-                    let (backend, live, drain) = (backend.clone(), live.clone(), drain.clone());
-                    async move {
-                        let mut admission = None;
-                        if proxied {
-                            let Some((client, place)) =
-                                from_balancer(&mut stream, address, &live).await
-                            else {
-                                return;
-                            };
-                            (peer.address, admission) = (client, Some(place));
-                        }
-                        let serving = live.serving();
-                        let tls = match &serving.tls {
-                            Some(material) => tls(material.acceptor.clone()),
-                            None => SmtpTls::Off,
-                        };
-                        let options = serving.smtp.clone();
-                        drop(serving);
-                        serve_connection(stream, peer, &*backend, &options, tls, &drain).await;
-                        drop(admission);
-                    }
-                },
-            );
-        }
-        Ok(opened)
-    }
-
-    async fn listen_pop3(&self, deps: Arc<Pop3Deps>, live: &Arc<Live>) -> Result<Vec<String>> {
-        let pop3 = &self.config.pop3;
-        let start_tls: fn(TlsAcceptor) -> Pop3Tls = Pop3Tls::StartTls;
-        let implicit: fn(TlsAcceptor) -> Pop3Tls = Pop3Tls::Implicit;
-        let clear = pop3
-            .listen
-            .iter()
-            .map(|&address| ("pop3", address, start_tls));
-        let covered = pop3
-            .listen_tls
-            .get_ref()
-            .iter()
-            .map(|&address| ("pop3s", address, implicit));
-        let mut opened = Vec::new();
-        for (name, address, tls) in clear.chain(covered) {
-            let (listener, line) = bind(name, address).await?;
-            opened.push(line);
-            let (deps, live, drain) = (deps.clone(), live.clone(), self.tasks.draining());
-            let gate = live.pop3_gate.clone();
-            accept_loop(self.tasks, name, listener, gate, move |stream, peer| {
-                let serving = live.serving();
-                let tls = match &serving.tls {
-                    Some(material) => tls(material.acceptor.clone()),
-                    None => Pop3Tls::Off,
-                };
-                serve_pop3(
-                    stream,
-                    peer,
-                    deps.clone(),
-                    serving.pop3.clone(),
-                    tls,
-                    drain.clone(),
-                )
-            });
-        }
-        Ok(opened)
-    }
-
-    async fn listen_metrics(
-        &self,
-        shards: &Shards,
-        live: &Arc<Live>,
-        alarms: NodeAlarms,
-    ) -> Result<Option<String>> {
-        let Some(address) = self.config.telemetry.metrics_listen else {
-            return Ok(None);
-        };
-        let (listener, line) = bind("metrics", address).await?;
-        let observed = Observed {
-            intake: Intake::new(&shards.incoming),
-            wal: shards.wal.clone(),
-            home: shards.home.clone(),
-            mailboxes: shards.mailboxes.clone(),
-            live: live.clone(),
-            alarms,
-            tasks: self.tasks.clone(),
-        };
-        Arc::new(observed).serve(listener);
-        Ok(Some(line))
-    }
-
-    fn listen_admin(
-        &self,
-        shards: &Shards,
-        services: &Services,
-        file: &Arc<DirectoryFile>,
-        queue: QueueControl,
-        listeners: Vec<String>,
-        alarms: NodeAlarms,
-    ) -> Result<PathBuf> {
-        let path = self.config.node.data_dir.join(SOCKET);
-        // the directory is locked, so a socket that is there is a dead process's
-        let _ = std::fs::remove_file(&path);
-        let failed = || format!("opening the admin socket {}", path.display());
-        let listener = UnixListener::bind(&path).with_context(failed)?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
-            .with_context(failed)?;
-        let (asked, accepted) = (file.directory().clone(), file.clone());
-        let service = AdminService {
-            queues: Queues::new([Arc::new(LocalQueue(queue)) as Arc<dyn LedQueue>]),
-            rcpt: Arc::new(move |path: ForwardPath| {
-                let directory = asked.clone();
-                Box::pin(async move { rcpt_reply(&*directory, &path).await })
-            }),
-            accept_directory: Arc::new(move || users::accept(accepted.clone())),
-            directory: file.directory().clone(),
-            archive: Arc::new(LocalArchive {
-                home: services.home.clone(),
-                home_shard: shards.home.shard.clone(),
-                mailboxes: services.mailboxes.clone(),
-            }),
-            listeners,
-            alarms,
-        };
-        let service = AdminServer::new(service).max_decoding_message_size(GRPC_BYTES_MAX);
-        let draining = self.tasks.draining();
-        self.tasks.spawn("admin", async move {
-            let served = tonic::transport::Server::builder()
-                .add_service(service)
-                .serve_with_incoming_shutdown(
-                    UnixListenerStream::new(listener),
-                    draining.cancelled(),
-                )
-                .await;
-            if let Err(error) = served {
-                tracing::error!(%error, "the admin socket failed");
-            }
-        });
-        Ok(path)
-    }
 }
 
 /// A key of this process.
@@ -567,47 +369,26 @@ fn random_key(ambient: &SharedAmbient) -> [u8; 32] {
     key
 }
 
+/// What RCPT would answer, for `hikyaku route explain`.
+fn rcpt_of(file: &Arc<DirectoryFile>) -> Rcpt {
+    let directory = file.directory().clone();
+    Arc::new(move |path: ForwardPath| {
+        let directory = directory.clone();
+        Box::pin(async move { rcpt_reply(&*directory, &path).await })
+    })
+}
+
+/// `hikyaku directory accept`
+fn accept_of(file: &Arc<DirectoryFile>) -> AcceptDirectory {
+    let file = file.clone();
+    Arc::new(move || users::accept(file.clone()))
+}
+
 async fn rcpt_reply(directory: &dyn Directory, path: &ForwardPath) -> Reply {
     match recipient::decide(directory, path).await {
         Ok(_) => Reply::new(250, (2, 1, 5), "recipient ok"),
         Err(rejection) => rejection.reply,
     }
-}
-
-/// The client that a load balancer has connected for, and its place among the client's connections; `None` closes.
-async fn from_balancer(
-    stream: &mut TcpStream,
-    balancer: SocketAddr,
-    live: &Live,
-) -> Option<(SocketAddr, Admission)> {
-    let networks = live
-        .serving()
-        .config
-        .smtp
-        .proxy_networks
-        .iter()
-        .map(|net| net.0)
-        .collect();
-    let client = match client_address(stream, balancer, &ProxyOptions::new(networks)).await {
-        Ok(client) => client,
-        Err(reason) => {
-            tracing::info!(%balancer, %reason, "closed: no client from a load balancer");
-            return None;
-        }
-    };
-    let place = live.smtp_gate.admit(client.ip());
-    if place.is_none() {
-        tracing::info!(peer = %client, %balancer, "closed: too many connections from this address");
-    }
-    Some((client, place?))
-}
-
-async fn bind(name: &str, address: SocketAddr) -> Result<(TcpListener, String)> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("listening for {name} on {address}"))?;
-    let bound = listener.local_addr()?;
-    Ok((listener, format!("{name} {bound}")))
 }
 
 /// Whatever is no shard's: configuration, certificate, directory, a log that fills up.
