@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use hikyaku_mail::id::MessageId;
+use hikyaku_mail::maillog;
 use hikyaku_proto::v1::operate::Order;
 use hikyaku_proto::v1::{
     Operate, QueueListRequest, QueueOperateReply, QueueOperateRequest, QueueShowReply,
@@ -14,6 +15,7 @@ use hikyaku_proto::v1::{
 };
 use hikyaku_queue::inspect::Listed;
 use hikyaku_queue::machine::{Answer, QueueMachine};
+use hikyaku_serve::metrics;
 use hikyaku_shard::runtime::{ProposeError, Shard};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -118,6 +120,7 @@ impl QueueControl {
             reason: request.reason.clone(),
             operator: request.operator.clone(),
         });
+        let live = self.shard.read(|machine| machine.live_recipients(id));
         let committed = self.shard.propose(command).await?;
         tracing::info!(
             queue_id = %id,
@@ -126,7 +129,41 @@ impl QueueControl {
             reason = request.reason,
             "operator's order"
         );
+        if matches!(committed.answer, Answer::Changed(changed) if changed > 0) {
+            self.settled(id, request, &live);
+        }
         Ok(committed.answer)
+    }
+
+    /// Writes the postmaster's line about each recipient that an order has ended or stopped.
+    fn settled(
+        &self,
+        id: MessageId,
+        request: &QueueOperateRequest,
+        live: &[(u32, String, String)],
+    ) {
+        let outcome = match request.order() {
+            Order::Delete => "deleted",
+            Order::Hold => "held",
+            _ => return,
+        };
+        for (number, recipient, tenant) in live {
+            // an attempt that ended between the look and the order has its own line
+            if self.shard.read(|machine| machine.was_settled(id, *number)) {
+                continue;
+            }
+            metrics::SETTLED.count_value(outcome);
+            maillog::settled(maillog::Settled {
+                queue_id: id,
+                number: *number,
+                recipient,
+                tenant,
+                outcome,
+                at: "",
+                reply: None,
+                reason: &request.reason,
+            });
+        }
     }
 
     fn lanes(&self) -> MutexGuard<'_, Lanes> {

@@ -135,8 +135,9 @@ impl Backend for EdgeBackend {
             peer: peer.address,
             phase: "command",
             queue_id: None,
-            reverse_path: "",
+            reverse_path: &rejection.reverse_path,
             recipient: "",
+            tenant: &rejection.tenant,
             reply: &rejection.reply,
             reason: &rejection.reason,
         };
@@ -188,6 +189,16 @@ impl Incoming {
         Reply::new(250, (2, 1, 5), "recipient ok")
     }
 
+    async fn accept_recipient(&mut self, rcpt: &RcptParameters) -> Result<Accepted, Rejection> {
+        let directory = &*self.edge.directory;
+        let mut accepted = recipient::decide(directory, &rcpt.forward_path).await?;
+        recipient::note(&mut accepted, rcpt);
+        if !self.reservation.add_recipient(&accepted) {
+            return Err(no_memory().of_tenant(&accepted.tenant));
+        }
+        Ok(accepted)
+    }
+
     async fn write(&mut self, piece: &[u8]) -> Result<(), Rejection> {
         let Some(body) = &mut self.body else {
             return Err(lost_body());
@@ -211,13 +222,10 @@ impl Incoming {
 
 impl Transaction for Incoming {
     async fn rcpt(&mut self, rcpt: &RcptParameters) -> Result<Reply, Rejection> {
-        let path = &rcpt.forward_path;
-        let mut accepted = recipient::decide(&*self.edge.directory, path).await?;
-        recipient::note(&mut accepted, rcpt);
-        if !self.reservation.add_recipient(&accepted) {
-            return Err(no_memory());
+        match self.accept_recipient(rcpt).await {
+            Ok(accepted) => Ok(self.take(&rcpt.forward_path, accepted)),
+            Err(rejection) => Err(rejection.from_sender(&self.draft.envelope.reverse_path)),
         }
-        Ok(self.take(path, accepted))
     }
 
     async fn data(&mut self) -> Result<(), Rejection> {

@@ -35,13 +35,25 @@ pub async fn decide(directory: &dyn Directory, path: &ForwardPath) -> Result<Acc
     };
     let resolution = resolve(directory, &address).await?;
     let tenant = resolution.tenant.as_deref().unwrap_or_default().to_owned();
+    route(directory, address, resolution, &tenant)
+        .await
+        .map_err(|rejection| rejection.of_tenant(&tenant))
+}
+
+/// What the directory's answer comes to.
+async fn route(
+    directory: &dyn Directory,
+    address: Mailbox,
+    resolution: Resolution,
+    tenant: &str,
+) -> Result<Accepted, Rejection> {
     let accepted = |address: &Mailbox, target| Accepted {
         recipient: Recipient {
             address: address.to_string(),
             target: Some(target),
             ..Recipient::default()
         },
-        tenant: tenant.clone(),
+        tenant: tenant.to_owned(),
     };
     match resolution.decision {
         Decision::Local {

@@ -29,6 +29,8 @@ pub struct Rejected<'a> {
     pub reverse_path: &'a str,
     /// The recipient, if one was refused.
     pub recipient: &'a str,
+    /// Whose customer that recipient is, if the directory said so.
+    pub tenant: &'a str,
     /// What the peer heard.
     pub reply: &'a Reply,
     /// What the peer did not hear.
@@ -45,6 +47,7 @@ pub fn rejected(line: Rejected<'_>) {
         queue_id = line.queue_id.map(|id| id.to_string()).unwrap_or_default(),
         reverse_path = line.reverse_path,
         recipient = line.recipient,
+        tenant = line.tenant,
         reply = %line.reply,
         reason = line.reason,
         "rejected"

@@ -106,6 +106,10 @@ pub struct Rejection {
     pub reply: Reply,
     /// For the log; empty where the reply says it all.
     pub reason: String,
+    /// For the log: whose customer the refused recipient is; empty where that is not known.
+    pub tenant: String,
+    /// For the log: who sends, where the refusal is about a recipient.
+    pub reverse_path: String,
 }
 
 impl Rejection {
@@ -114,16 +118,29 @@ impl Rejection {
         Rejection {
             reply,
             reason: reason.into(),
+            tenant: String::new(),
+            reverse_path: String::new(),
         }
+    }
+
+    /// The same, about a recipient of `tenant`.
+    #[must_use]
+    pub fn of_tenant(mut self, tenant: &str) -> Rejection {
+        tenant.clone_into(&mut self.tenant);
+        self
+    }
+
+    /// The same, about a mail from `reverse_path`.
+    #[must_use]
+    pub fn from_sender(mut self, reverse_path: &str) -> Rejection {
+        reverse_path.clone_into(&mut self.reverse_path);
+        self
     }
 }
 
 impl From<Reply> for Rejection {
     fn from(reply: Reply) -> Rejection {
-        Rejection {
-            reply,
-            reason: String::new(),
-        }
+        Rejection::new(reply, String::new())
     }
 }
 

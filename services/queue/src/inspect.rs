@@ -82,6 +82,27 @@ impl QueueMachine {
         listed
     }
 
+    /// The recipients of a message that are not settled: number, address, tenant.
+    pub fn live_recipients(&self, id: MessageId) -> Vec<(u32, String, String)> {
+        let Some(message) = self.index.message(id) else {
+            return Vec::new();
+        };
+        let live = (0u32..)
+            .zip(&message.slots)
+            .filter(|(_, slot)| !slot.is_terminal());
+        live.filter_map(|(number, slot)| {
+            let (tenant, _) = self.route((id, number))?;
+            let address = slot.state.recipient.as_ref()?.address.clone();
+            Some((number, address, tenant.to_owned()))
+        })
+        .collect()
+    }
+
+    /// Whether a record that is still in the log says that the recipient was delivered, bounced or replaced.
+    pub fn was_settled(&self, id: MessageId, number: u32) -> bool {
+        self.kept.settled(id, number)
+    }
+
     /// One message.
     pub fn show(&self, id: MessageId) -> Option<QueuedMessage> {
         self.index.message(id).map(queued)

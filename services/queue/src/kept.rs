@@ -109,6 +109,21 @@ impl Kept {
             .collect()
     }
 
+    /// Whether a fact settled recipient `number` of `id`: delivered, bounced, or replaced by others.
+    pub fn settled(&self, id: MessageId, number: u32) -> bool {
+        let Some(trace) = self.traces.get(&id) else {
+            return false;
+        };
+        trace.facts.iter().any(|kept| match &kept.fact {
+            Fact::Attempted(outcomes) => outcomes.iter().any(|outcome| {
+                outcome.recipient == number && matches!(outcome.result, Some(Attempt::Delivered(_)))
+            }),
+            Fact::Bounced { recipients, .. } => recipients.contains(&number),
+            Fact::Routed(routed) => routed.recipient == number,
+            Fact::Cancelled | Fact::Operated(_) => false,
+        })
+    }
+
     /// Remembers an operator's order by its command id; false for a repeat.
     pub fn first_time(&mut self, cmd_id: &Bytes, position: Position) -> bool {
         if self.orders.contains_key(cmd_id) {

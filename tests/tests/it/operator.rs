@@ -157,6 +157,14 @@ fn deleted_mail_is_gone_and_nobody_is_told() {
             .is_some_and(|order| order == "ORDER_DELETE")
     });
     assert_eq!(order.unwrap_or_else(|| panic!("{log}"))["queue_id"], id);
+    let [settled] = &lines(&log, "settled", &id)[..] else {
+        panic!("{log}")
+    };
+    assert_eq!(
+        (settled["recipient"].as_str(), settled["outcome"].as_str()),
+        ("tiny@example.jp", "deleted")
+    );
+    assert_eq!(settled["tenant"], "example.jp");
 }
 
 #[test]
@@ -267,6 +275,13 @@ fn every_step_of_a_mail_is_one_line_of_the_log() {
         ("rcpt", "nobody@example.jp")
     );
     assert_eq!(rejected["reply"], "550 5.1.1 no such user here");
+    assert_eq!(
+        (
+            rejected["reverse_path"].as_str(),
+            rejected["tenant"].as_str()
+        ),
+        ("alice@example.jp", "example.jp")
+    );
     let [queued] = &lines(&log, "queued", &id)[..] else {
         panic!("{log}")
     };
