@@ -1,5 +1,6 @@
 //! Latencies in constant memory: a log-linear histogram, 64 steps per power of two (error below 1.6 %).
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,8 @@ pub struct Percentiles {
     pub p95_ms: f64,
     /// 99 of 100 are not above this.
     pub p99_ms: f64,
+    /// 999 of 1,000 are not above this.
+    pub p999_ms: f64,
     /// The largest one, exact.
     pub max_ms: f64,
 }
@@ -39,6 +42,23 @@ impl Default for Histogram {
             total: 0,
             max_us: 0,
         }
+    }
+}
+
+impl fmt::Display for Percentiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Percentiles {
+            count,
+            p50_ms,
+            p95_ms,
+            p99_ms,
+            p999_ms,
+            max_ms,
+        } = self;
+        write!(
+            f,
+            "p50={p50_ms:.2} p95={p95_ms:.2} p99={p99_ms:.2} p99.9={p999_ms:.2} max={max_ms:.2} n={count}"
+        )
     }
 }
 
@@ -70,6 +90,7 @@ impl Histogram {
             p50_ms: self.quantile(0.50),
             p95_ms: self.quantile(0.95),
             p99_ms: self.quantile(0.99),
+            p999_ms: self.quantile(0.999),
             max_ms: self.max_us as f64 / 1000.0,
         }
     }

@@ -8,40 +8,56 @@
 //! # Layout, in the order one message sees it
 //! * [`users`]: who may send and read; makes a directory for tests
 //! * [`size`]: how big messages are
+//! * `schedule`: which message is next, and when it is due
 //! * [`message`]: headers and body from an attempt id; dot-stuffing
+//! * [`net`]: a connection, in the clear or under TLS
 //! * [`smtp`]: one client session, which knows exactly how far a transaction came
 //! * [`ledger`]: what was tried and what the server said, on disk
-//! * [`run`]: many sessions, closed loop
+//! * [`run`]: many sessions, closed or open loop
 //! * [`pop3`]: reads a maildrop
 //! * [`inspect`]: what a retrieved mail is: a copy, a DSN, or something nobody sent
 //! * [`equation`]: how many copies each outcome allows
-//! * [`verify`]: sweeps all mailboxes until the equation holds or time is up, and judges
-//! * [`readable`]: load, wait until all can be read, verify
-//! * [`report`], [`histogram`]: figures, with the conditions they were taken under
+//! * [`verify`], `maildrops`: reads all mailboxes until the equation holds or time is up, and judges
+//!
+//! # What a run makes of it
+//! * [`server`], `strace`: what the server's processes take
+//! * [`machine`]: what it was measured on
+//! * [`watched`]: load, with the server watched until it is idle again
+//! * [`readable`]: the same, then wait until all can be read, and verify
+//! * [`drain`]: retrieve and delete, by POP3
+//! * [`saturation`], `plot`: one open loop after the other at rising rates, and a picture of it
+//! * [`report`], `tally`, [`histogram`]: figures, with the conditions they were taken under
 // outside the system under test: the machine's own clock is the one that counts
 #![allow(clippy::disallowed_methods)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::time::Duration;
+use std::net::{SocketAddr, ToSocketAddrs};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 
 pub mod equation;
 pub mod histogram;
 pub mod inspect;
 pub mod ledger;
+pub mod machine;
+mod maildrops;
 pub mod message;
+pub mod net;
 pub mod pop3;
+mod progress;
 pub mod random;
 pub mod readable;
 pub mod report;
 pub mod run;
+mod schedule;
+pub mod server;
 pub mod size;
 pub mod smtp;
-mod sweep;
+mod strace;
+mod tally;
 pub mod users;
 pub mod verify;
+pub mod watched;
 
 /// The address `host_port` names, if every address it resolves to is loopback. A load generator aimed at somebody
 /// else's server by a typing error is an attack.
@@ -63,21 +79,6 @@ pub fn loopback(host_port: &str) -> anyhow::Result<SocketAddr> {
         .or_else(|| addresses.first())
         .copied()
         .with_context(|| format!("{host_port} has no address"))
-}
-
-/// Connects, and sets `timeout` for every read and write.
-pub(crate) fn connect(server: SocketAddr, timeout: Duration) -> anyhow::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&server, timeout).context("connect")?;
-    // While a server restarts, a port of the ephemeral range can be connected to itself; kept, it would even keep the
-    // server from listening again.
-    ensure!(
-        stream.local_addr()? != server,
-        "connect: nobody but ourselves"
-    );
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(timeout))?;
-    stream.set_write_timeout(Some(timeout))?;
-    Ok(stream)
 }
 
 /// Unix milliseconds by the wall clock.

@@ -1,13 +1,17 @@
-//! Reads a maildrop by POP3 (RFC 1939) over a blocking socket: USER, PASS, STAT, UIDL, RETR, DELE, QUIT.
+//! Reads a maildrop by POP3 (RFC 1939) over a blocking socket, in the clear, under TLS or after STLS (RFC 2595): USER,
+//! PASS, STAT, UIDL, RETR, DELE, QUIT.
 //!
 //! Mail streams through line by line, so its size costs no memory; RETR and DELE are pipelined when the server says
 //! that it may be done (RFC 2449 section 6.8).
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+
+use crate::net::{Endpoint, Protection, Stream};
+use crate::users::User;
 
 /// The longest line read; mail has at most 998 characters in one, servers may be looser.
 const LINE_MAX: u64 = 1 << 20;
@@ -15,6 +19,8 @@ const LINE_MAX: u64 = 1 << 20;
 const MAILS_MAX: usize = 10_000_000;
 /// How many commands are under way at once.
 const WINDOW: usize = 64;
+/// Bytes read at once.
+const BUFFER: usize = 64 << 10;
 
 /// One line of UIDL.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,38 +34,73 @@ pub struct Listed {
 /// An open maildrop.
 #[derive(Debug)]
 pub struct Maildrop {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Stream>,
     window: usize,
     line: Vec<u8>,
 }
 
 impl Maildrop {
-    /// Connects and logs in.
+    /// Connects in the clear and logs in.
     pub fn open(
         server: SocketAddr,
         login: &str,
         password: &str,
         timeout: Duration,
     ) -> anyhow::Result<Maildrop> {
-        let stream = crate::connect(server, timeout).context("POP3")?;
-        let stream = BufReader::with_capacity(64 << 10, stream);
+        let mut drop = Maildrop::connect(&server.into(), timeout)?;
+        drop.authenticate(login, password)?;
+        Ok(drop)
+    }
+
+    /// Connects as the endpoint says and logs in.
+    pub fn of(server: &Endpoint, user: &User, timeout: Duration) -> anyhow::Result<Maildrop> {
+        let mut drop = Maildrop::connect(server, timeout)?;
+        drop.authenticate(&user.login, &user.password)?;
+        Ok(drop)
+    }
+
+    fn connect(server: &Endpoint, timeout: Duration) -> anyhow::Result<Maildrop> {
+        let stream = server.connect(timeout).context("POP3")?;
         let mut drop = Maildrop {
-            stream,
+            stream: BufReader::with_capacity(BUFFER, stream),
             window: 1,
             line: Vec::new(),
         };
         drop.ok("banner")?;
+        if let Protection::Upgrade(tls) = &server.protection {
+            drop.command("STLS")?;
+            drop.ok("STLS")?;
+            ensure!(
+                drop.stream.buffer().is_empty(),
+                "STLS: more than a response"
+            );
+            let stream = drop.stream.into_inner().secure(tls)?;
+            drop.stream = BufReader::with_capacity(BUFFER, stream);
+        }
         drop.command("CAPA")?;
         if drop.status()?.is_ok() {
             let mut pipelining = false;
             drop.lines(|line| pipelining |= line.eq_ignore_ascii_case(b"PIPELINING"))?;
             drop.window = if pipelining { WINDOW } else { 1 };
         }
-        drop.command(&format!("USER {login}"))?;
-        drop.ok("USER")?;
-        drop.command(&format!("PASS {password}"))?;
-        drop.ok("PASS")?;
         Ok(drop)
+    }
+
+    fn authenticate(&mut self, login: &str, password: &str) -> anyhow::Result<()> {
+        self.command(&format!("USER {login}"))?;
+        self.ok("USER")?;
+        self.command(&format!("PASS {password}"))?;
+        self.ok("PASS").map(|_| ())
+    }
+
+    /// Whether the server lets commands be sent before the last one was answered.
+    pub fn pipelines(&self) -> bool {
+        self.window > 1
+    }
+
+    /// Sends one command at a time, whatever the server offers.
+    pub fn in_lockstep(&mut self) {
+        self.window = 1;
     }
 
     /// How many mails there are.
@@ -138,7 +179,7 @@ impl Maildrop {
                     .iter()
                     .map(|n| format!("{verb} {n}\r\n"))
                     .collect();
-                self.stream.get_mut().write_all(batch.as_bytes())?;
+                self.stream.get_mut().send(batch.as_bytes())?;
                 sent = until;
             }
             self.ok(verb).with_context(|| format!("message {number}"))?;
@@ -155,7 +196,7 @@ impl Maildrop {
         Ok(self
             .stream
             .get_mut()
-            .write_all(format!("{text}\r\n").as_bytes())?)
+            .send(format!("{text}\r\n").as_bytes())?)
     }
 
     fn ok(&mut self, verb: &str) -> anyhow::Result<String> {

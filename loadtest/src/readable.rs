@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 
 use crate::equation::Class;
 use crate::ledger::Book;
+use crate::maildrops::{parallel, places};
 use crate::pop3::Maildrop;
 use crate::report::{Readable, RunReport};
-use crate::run::{RunOptions, Watch, run};
-use crate::sweep::{parallel, places};
+use crate::run::{RunOptions, Watch};
 use crate::verify::{VerifyOptions, verify};
+use crate::watched::{Watching, run_watched, sample_syncs};
 
 /// Between two rounds of questions to maildrops that lack something.
 const ROUND_EVERY: Duration = Duration::from_millis(5);
@@ -21,16 +22,22 @@ const ROUND_EVERY: Duration = Duration::from_millis(5);
 pub fn run_and_verify(
     options: &RunOptions,
     watch: &Arc<Watch>,
+    watching: &Watching,
     verify_options: &VerifyOptions,
 ) -> anyhow::Result<RunReport> {
-    let pop3 = verify_options.pop3;
-    ensure!(pop3.ip().is_loopback(), "{pop3} is not loopback: refused");
-    let began = Instant::now();
-    let mut report = run(options, watch)?;
-    let readable = wait_readable(verify_options, began)?;
+    verify_options.pop3.ensure_loopback()?;
+    let mut report = run_watched(options, watch, watching)?;
+    let began = watch.began.get().copied().context("the load never began")?;
+    let mut readable = wait_readable(verify_options, began)?;
+    let idle_at_s = report.server.as_ref().and_then(|costs| costs.idle_at_s);
+    if let Some(readable) = &mut readable
+        && readable.not_before_s == 0.0
+    {
+        // Nobody looked while the server worked, and when somebody did, nothing was lacking.
+        readable.idle_at_s = idle_at_s;
+    }
+    sample_syncs(options, watching, &mut report)?;
     let sweep = verify(verify_options).context("verifying")?;
-    let acknowledged = report.acknowledged;
-    let copies = report.recipients.ack;
     let why = if !sweep.balanced() {
         Some("the ledger does not balance".to_owned())
     } else if report.recipients.unk > 0 || sweep.dsns > 0 {
@@ -45,10 +52,12 @@ pub fn run_and_verify(
     match (readable, why) {
         (_, Some(why)) => report.withheld.push(format!("end-to-end rate: {why}")),
         (None, None) => report.withheld.push(format!(
-            "end-to-end rate: {copies} copies were not readable in time"
+            "end-to-end rate: {} copies were not readable in time",
+            report.recipients.ack
         )),
         (Some(mut readable), None) => {
-            match report.conditions.rate(acknowledged, readable.by_s) {
+            let until = readable.idle_at_s.unwrap_or(readable.by_s);
+            match report.conditions.rate(report.acknowledged, until) {
                 Ok(rate) => readable.rate = Some(rate),
                 Err(why) => report.withheld.push(format!("end-to-end rate: {why}")),
             }
@@ -60,12 +69,11 @@ pub fn run_and_verify(
 }
 
 /// Polls until all that was acknowledged can be read, without reading it. `began` is when the first message was sent.
-fn wait_readable(options: &VerifyOptions, began: Instant) -> anyhow::Result<Option<Readable>> {
-    ensure!(
-        options.pop3.ip().is_loopback(),
-        "{} is not loopback: refused",
-        options.pop3
-    );
+pub(crate) fn wait_readable(
+    options: &VerifyOptions,
+    began: Instant,
+) -> anyhow::Result<Option<Readable>> {
+    options.pop3.ensure_loopback()?;
     let book = Book::read(&options.ledger)?;
     let places = places(&options.users);
     let mut expected: BTreeMap<usize, (u64, u64)> = BTreeMap::new();
@@ -98,10 +106,9 @@ fn wait_readable(options: &VerifyOptions, began: Instant) -> anyhow::Result<Opti
         let asked = parallel(options.sessions, &todo, |(_, place, count)| {
             let user = &options.users[*place];
             let asked = began.elapsed();
-            let complete =
-                Maildrop::open(options.pop3, &user.login, &user.password, options.timeout)
-                    .and_then(|mut maildrop| Ok((maildrop.count()?, maildrop.quit()?)))
-                    .is_ok_and(|(found, ())| found >= *count);
+            let complete = Maildrop::of(&options.pop3, user, options.timeout)
+                .and_then(|mut maildrop| Ok((maildrop.count()?, maildrop.quit()?)))
+                .is_ok_and(|(found, ())| found >= *count);
             (complete, asked, began.elapsed())
         });
         let mut lacking = Vec::new();
@@ -121,6 +128,6 @@ fn wait_readable(options: &VerifyOptions, began: Instant) -> anyhow::Result<Opti
     Ok(Some(Readable {
         not_before_s: not_before.as_secs_f64(),
         by_s: by.as_secs_f64(),
-        rate: None,
+        ..Readable::default()
     }))
 }

@@ -1,41 +1,48 @@
-//! The load: many sessions in a closed loop, each sending its next message when the last one was answered.
+//! The load: many sessions, each a thread, in a closed or an open loop.
+//!
+//! Closed: a session sends its next message when the last one was answered, so a slow server is asked for less. Open
+//! (`rate`): messages are due by a schedule that does not look at the server; a message due while all sessions are
+//! busy waits, and its latency counts from the moment it was due. A server that stalls cannot hide it.
 //!
 //! Every attempt goes through the ledger. With `reconnect_on_error` a broken session is opened again and its message
 //! replaced by a new attempt, until enough are acknowledged or the deadline has come.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
 use crate::equation::Class;
-use crate::histogram::Histogram;
 use crate::ledger::{AttemptId, Event, Writer, classify};
+use crate::machine::{Machine, own_seconds};
 use crate::message::{self, Draft};
+use crate::net::Endpoint;
+use crate::progress::Progress;
 use crate::random::Random;
-use crate::report::{Classes, Conditions, RunReport};
+use crate::report::{RunReport, Setting};
+use crate::schedule::{Job, Schedule};
 use crate::size::SizeMix;
 use crate::smtp::{Reply, Session, Transaction};
+use crate::tally::Tally;
 use crate::users::User;
 
 /// The most sessions of one run; each is a thread.
 pub const SESSIONS_MAX: usize = 4096;
 /// The most recipients of one message (RFC 5321 section 4.5.3.1.8 guarantees 100).
 pub const RECIPIENTS_MAX: usize = 100;
+/// The highest rate of an open loop; far above what threads can do.
+pub const RATE_MAX: f64 = 1e6;
 /// The first and the longest pause before a session is opened again or a deferred message tried again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
-/// How often the ledger is synced.
-const SYNC_EVERY: Duration = Duration::from_millis(100);
-/// How often progress is shown.
-const PROGRESS_EVERY: Duration = Duration::from_secs(1);
-/// The most different errors a report lists.
-const ERRORS_MAX: usize = 20;
+/// How long a session that waits for a message to be due may overlook that the run is to end.
+const NAP: Duration = Duration::from_millis(50);
+/// For starting one session's thread before the schedule begins.
+const LEAD: Duration = Duration::from_micros(200);
 /// A session thread's stack.
-const STACK: usize = 256 << 10;
+const STACK: usize = 1 << 20;
 
 /// Whose name stands in MAIL FROM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,11 +55,20 @@ pub enum Senders {
     Fixed(String),
 }
 
+/// Who gets a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recipients {
+    /// Random users, different ones within a message.
+    Random,
+    /// One user after the other, so that all get equally many.
+    InTurn,
+}
+
 /// What to do.
 #[derive(Debug, Clone)]
 pub struct RunOptions {
     /// The server; loopback.
-    pub smtp: SocketAddr,
+    pub smtp: Endpoint,
     /// Who gets mail.
     pub users: Vec<User>,
     /// How many messages must be acknowledged.
@@ -61,6 +77,10 @@ pub struct RunOptions {
     pub mix: SizeMix,
     /// How many sessions at once.
     pub sessions: usize,
+    /// Messages due per second in the mean; nothing for a closed loop.
+    pub rate: Option<f64>,
+    /// Who gets a message.
+    pub recipients: Recipients,
     /// RCPTs of each message.
     pub recipients_per_message: usize,
     /// Go on when a connection breaks or a message is deferred.
@@ -69,19 +89,71 @@ pub struct RunOptions {
     pub deadline: Option<Duration>,
     /// Where the ledger is; appended to.
     pub ledger: PathBuf,
-    /// Sizes, senders and recipients follow from it (attempt ids do not).
+    /// Sizes, senders, recipients and arrivals follow from it (attempt ids do not).
     pub seed: u64,
     /// MAIL FROM.
     pub senders: Senders,
     /// Longest wait for one reply.
     pub timeout: Duration,
+    /// What is known about the server and cannot be seen from here.
+    pub setting: Setting,
     /// Show progress on stderr.
     pub progress: bool,
+}
+
+impl RunOptions {
+    /// A closed loop of 100 messages of 10 KiB by one session, to be adapted.
+    pub fn new(smtp: SocketAddr, users: Vec<User>, mix: SizeMix, ledger: PathBuf) -> RunOptions {
+        RunOptions {
+            smtp: smtp.into(),
+            users,
+            messages: 100,
+            mix,
+            sessions: 1,
+            rate: None,
+            recipients: Recipients::Random,
+            recipients_per_message: 1,
+            reconnect_on_error: false,
+            deadline: None,
+            ledger,
+            seed: 0,
+            senders: Senders::Null,
+            timeout: Duration::from_secs(70),
+            setting: Setting::default(),
+            progress: false,
+        }
+    }
+
+    fn check(&self) -> anyhow::Result<()> {
+        self.smtp.ensure_loopback()?;
+        ensure!(
+            (1..=SESSIONS_MAX).contains(&self.sessions),
+            "sessions must be 1..{SESSIONS_MAX}"
+        );
+        let rcpts = self.recipients_per_message;
+        ensure!(
+            (1..=RECIPIENTS_MAX).contains(&rcpts),
+            "recipients per message must be 1..{RECIPIENTS_MAX}"
+        );
+        ensure!(
+            rcpts <= self.users.len(),
+            "fewer users than recipients per message"
+        );
+        if let Some(rate) = self.rate {
+            ensure!(
+                rate > 0.0 && rate <= RATE_MAX,
+                "the rate must be above 0 and at most {RATE_MAX} messages per second"
+            );
+        }
+        Ok(())
+    }
 }
 
 /// What is happening, for whoever watches a run from another thread.
 #[derive(Debug, Default)]
 pub struct Watch {
+    /// When the first message was, or was due, to be sent.
+    pub began: OnceLock<Instant>,
     /// Messages acknowledged so far.
     pub acknowledged: AtomicU64,
     /// Attempts begun so far.
@@ -94,34 +166,50 @@ pub struct Watch {
 
 /// Runs the load to its end.
 pub fn run(options: &RunOptions, watch: &Arc<Watch>) -> anyhow::Result<RunReport> {
-    ensure!(
-        options.smtp.ip().is_loopback(),
-        "{} is not loopback: refused",
-        options.smtp
-    );
-    ensure!(
-        (1..=SESSIONS_MAX).contains(&options.sessions),
-        "sessions must be 1..{SESSIONS_MAX}"
-    );
-    let rcpts = options.recipients_per_message;
-    ensure!(
-        (1..=RECIPIENTS_MAX).contains(&rcpts),
-        "recipients per message must be 1..{RECIPIENTS_MAX}"
-    );
-    ensure!(
-        rcpts <= options.users.len(),
-        "fewer users than recipients per message"
-    );
+    options.check()?;
+    let mut machine = Machine::here();
+    let own = own_seconds();
     let load = Load {
         options,
         watch,
         ledger: Writer::open(&options.ledger, options.seed)?,
-        left: AtomicI64::new(i64::try_from(options.messages).context("messages")?),
-        began: Instant::now(),
+        schedule: Mutex::new(Schedule::new(options.messages, options.rate, options.seed)),
+        accepted: options
+            .users
+            .iter()
+            .map(|_| AtomicBool::new(false))
+            .collect(),
+        pipelining: AtomicBool::new(true),
     };
-    let tallies = load.sessions()?;
+    let bar = Progress {
+        what: "acknowledged",
+        total: options.messages,
+    };
+    let count = |number: &AtomicU64| number.load(Ordering::Relaxed);
+    let now = || {
+        let remark = format!(
+            "{} attempts, {} connections",
+            count(&watch.attempts),
+            count(&watch.connections)
+        );
+        (count(&watch.acknowledged), remark)
+    };
+    let mut all = bar.during(options.progress, now, || load.sessions())?;
     load.ledger.sync()?;
-    Ok(load.report(tallies))
+    load.count_unserved(&mut all)?;
+    machine.ended();
+    let mut report = RunReport {
+        seed: options.seed,
+        messages: options.messages,
+        attempts: count(&watch.attempts),
+        acknowledged: count(&watch.acknowledged),
+        connections: count(&watch.connections),
+        ..RunReport::default()
+    };
+    report.conditions = load.conditions(machine);
+    report.conditions.users_refused = all.users_refused;
+    all.fill(&mut report, load.began(), own_seconds() - own);
+    Ok(report)
 }
 
 /// A run under way.
@@ -129,224 +217,284 @@ struct Load<'a> {
     options: &'a RunOptions,
     watch: &'a Watch,
     ledger: Writer,
-    /// Messages nobody works on yet.
-    left: AtomicI64,
-    began: Instant,
+    schedule: Mutex<Schedule>,
+    /// Of each user, whether the server has accepted a RCPT.
+    accepted: Vec<AtomicBool>,
+    /// Whether all sessions so far pipelined.
+    pipelining: AtomicBool,
 }
 
-/// What one session counted.
-#[derive(Debug, Default)]
-struct Tally {
-    bytes: u64,
-    recipients: Classes,
-    latency: Histogram,
-    last_ack: Option<Instant>,
-    errors: BTreeMap<String, u64>,
+/// What one session works with.
+#[derive(Default)]
+struct Hand {
+    tally: Tally,
+    open: Option<Session>,
+    pause: Duration,
+    content: Vec<u8>,
+    wire: Vec<u8>,
+}
+
+/// One message, ready to be sent from [`Hand::wire`].
+struct Letter<'a> {
+    id: AttemptId,
+    reverse_path: &'a str,
+    rcpts: Vec<usize>,
+    hash: String,
+    size: u64,
 }
 
 /// What is to become of the message after one attempt.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Next {
-    Done,
+    Acknowledged,
+    Refused,
     Again,
 }
 
 impl Load<'_> {
-    /// All session threads, and the clerk who syncs the ledger and shows progress.
-    fn sessions(&self) -> anyhow::Result<Vec<Tally>> {
+    fn began(&self) -> Instant {
+        *self.watch.began.get_or_init(Instant::now)
+    }
+
+    /// All session threads.
+    fn sessions(&self) -> anyhow::Result<Tally> {
+        let mut hands: Vec<Hand> = (0..self.options.sessions)
+            .map(|_| Hand::default())
+            .collect();
+        if self.options.rate.is_some() {
+            // The schedule does not wait, so the connections stand before it begins.
+            for hand in &mut hands {
+                self.connect(hand);
+            }
+            let lead = LEAD.saturating_mul(u32::try_from(hands.len()).unwrap_or(u32::MAX));
+            self.watch.began.get_or_init(|| Instant::now() + lead);
+        } else {
+            self.began();
+        }
         std::thread::scope(|scope| {
-            let (working, done) = mpsc::channel::<()>();
-            let clerk = scope.spawn(move || self.clerk(&done));
-            let mut threads = Vec::with_capacity(self.options.sessions);
-            for index in 0..self.options.sessions {
+            let mut threads = Vec::with_capacity(hands.len());
+            for hand in hands {
                 let builder = std::thread::Builder::new().stack_size(STACK);
-                threads.push(
-                    builder
-                        .spawn_scoped(scope, move || self.session(index))
-                        .context("session thread"),
-                );
+                let thread = builder.spawn_scoped(scope, move || self.session(hand));
+                if thread.is_err() {
+                    self.watch.stop.store(true, Ordering::Relaxed);
+                }
+                threads.push(thread.context("session thread"));
             }
-            let mut tallies = Vec::with_capacity(threads.len());
+            let mut all = Tally::default();
             for thread in threads {
-                tallies.push(
-                    thread?
-                        .join()
-                        .map_err(|_| anyhow::anyhow!("a session panicked"))?,
-                );
+                let done = thread?.join();
+                all.merge(done.map_err(|_| anyhow::anyhow!("a session panicked"))??);
             }
-            drop(working);
-            clerk
-                .join()
-                .map_err(|_| anyhow::anyhow!("the clerk panicked"))??;
-            tallies.into_iter().collect()
+            Ok(all)
         })
     }
 
-    fn clerk(&self, done: &mpsc::Receiver<()>) -> anyhow::Result<()> {
-        let mut shown = Instant::now();
-        let mut before = 0;
-        while done.recv_timeout(SYNC_EVERY) == Err(mpsc::RecvTimeoutError::Timeout) {
-            if let Err(error) = self.ledger.sync() {
-                self.watch.stop.store(true, Ordering::Relaxed);
-                return Err(error);
-            }
-            let since = shown.elapsed();
-            if self.options.progress && since >= PROGRESS_EVERY {
-                let acknowledged = self.watch.acknowledged.load(Ordering::Relaxed);
-                eprintln!(
-                    "{acknowledged}/{} acknowledged, {} attempts, {} connections, {:.0}/s now",
-                    self.options.messages,
-                    self.watch.attempts.load(Ordering::Relaxed),
-                    self.watch.connections.load(Ordering::Relaxed),
-                    (acknowledged - before) as f64 / since.as_secs_f64(),
-                );
-                (shown, before) = (Instant::now(), acknowledged);
-            }
-        }
-        Ok(())
-    }
-
     /// One session: takes messages until none is left. An error here is the ledger's, and ends the run.
-    fn session(&self, index: usize) -> anyhow::Result<Tally> {
-        let worked = self.session_until_done(index);
-        if worked.is_err() {
-            self.watch.stop.store(true, Ordering::Relaxed);
-        }
-        worked
-    }
-
-    fn session_until_done(&self, index: usize) -> anyhow::Result<Tally> {
-        let mut tally = Tally::default();
-        let mut random = Random::new(self.options.seed ^ Random::new(index as u64).bits());
-        let (mut content, mut wire) = (Vec::new(), Vec::new());
-        let mut open: Option<Session> = None;
-        let mut pause = PAUSE.0;
-        while self.take() {
-            let session = match open.as_mut() {
-                Some(session) => session,
-                None => match Session::open(self.options.smtp, self.options.timeout) {
-                    Ok(session) => {
-                        self.watch.connections.fetch_add(1, Ordering::Relaxed);
-                        open.insert(session)
-                    }
-                    Err(error) => {
-                        self.give_back();
-                        tally.error(format!("{error:#}"));
-                        if !self.options.reconnect_on_error {
-                            return Ok(tally);
-                        }
-                        pause = self.rest(pause);
-                        continue;
-                    }
-                },
-            };
-            let (next, broken) =
-                self.attempt(session, &mut random, &mut content, &mut wire, &mut tally)?;
-            if broken {
-                open = None;
-                if !self.options.reconnect_on_error {
-                    return Ok(tally);
+    fn session(&self, mut hand: Hand) -> anyhow::Result<Tally> {
+        while let Some(job) = self.take() {
+            match self.send(job, &mut hand) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    self.watch.stop.store(true, Ordering::Relaxed);
+                    return Err(error);
                 }
             }
-            match next {
-                Next::Done => pause = PAUSE.0,
-                Next::Again if self.options.reconnect_on_error => {
-                    self.give_back();
-                    pause = self.rest(pause);
-                }
-                Next::Again => {}
-            }
         }
-        if let Some(session) = open {
+        if let Some(session) = hand.open {
             session.quit();
         }
-        Ok(tally)
+        Ok(hand.tally)
     }
 
-    /// One transaction, from drawing the message to the outcome in the ledger. Also says whether the session broke.
-    fn attempt(
+    /// Brings one message to its end. False when the session is not to go on.
+    fn send(&self, job: Job, hand: &mut Hand) -> anyhow::Result<bool> {
+        let picked = Instant::now();
+        let due = job.due.map(|since| self.began() + since);
+        let mut random = Random::new(self.options.seed ^ Random::new(job.number).bits());
+        let mut letter = self.compose(job.number, &mut random, hand)?;
+        let composing = picked.elapsed();
+        match due {
+            // A free session composes ahead and waits: only its own lateness is between due and sent.
+            Some(due) if due > picked => {
+                if !self.sleep_until(due) {
+                    hand.tally.unserved(due);
+                    return Ok(false);
+                }
+                hand.tally.lag.record(due.elapsed());
+            }
+            Some(due) => {
+                hand.tally.wait.record(picked - due);
+                hand.tally.own += composing;
+            }
+            None => hand.tally.own += composing,
+        }
+        let busy_from = due.map_or(picked, |due| due.max(picked));
+        hand.pause = PAUSE.0;
+        let go_on = loop {
+            if hand.open.is_none() && !self.connect(hand) {
+                if !self.options.reconnect_on_error {
+                    self.give_back(job);
+                    break false;
+                }
+            } else {
+                let (next, broken) = self.attempt(&letter, hand)?;
+                if broken {
+                    hand.open = None;
+                }
+                if next == Next::Acknowledged
+                    && let Some(due) = due
+                {
+                    hand.tally.due.record(due.elapsed());
+                }
+                if next != Next::Again || !self.options.reconnect_on_error {
+                    break !broken || self.options.reconnect_on_error;
+                }
+                // what was tried under one id is never sent again under it
+                letter = self.compose(job.number, &mut random, hand)?;
+            }
+            std::thread::sleep(hand.pause);
+            hand.pause = (hand.pause * 2).min(PAUSE.1);
+            if self.is_over() {
+                if let Some(due) = due {
+                    hand.tally.unserved(due);
+                }
+                break false;
+            }
+        };
+        hand.tally.busy += busy_from.elapsed();
+        Ok(go_on)
+    }
+
+    fn connect(&self, hand: &mut Hand) -> bool {
+        match Session::open(&self.options.smtp, self.options.timeout) {
+            Ok(session) => {
+                self.watch.connections.fetch_add(1, Ordering::Relaxed);
+                if !session.pipelines() {
+                    self.pipelining.store(false, Ordering::Relaxed);
+                }
+                hand.open = Some(session);
+                true
+            }
+            Err(error) => {
+                hand.tally.error(format!("{error:#}"));
+                false
+            }
+        }
+    }
+
+    /// Draws a message and writes it into the hand's buffers.
+    fn compose(
         &self,
-        session: &mut Session,
+        number: u64,
         random: &mut Random,
-        content: &mut Vec<u8>,
-        wire: &mut Vec<u8>,
-        tally: &mut Tally,
-    ) -> anyhow::Result<(Next, bool)> {
+        hand: &mut Hand,
+    ) -> anyhow::Result<Letter<'_>> {
         let id = AttemptId::random()?;
-        let reverse_path = self.reverse_path(random);
-        let rcpts = self.recipients(random);
-        let rcpt = rcpts.first().copied().unwrap_or_default();
+        let users = &self.options.users;
+        let reverse_path = match &self.options.senders {
+            Senders::Null => "",
+            Senders::Fixed(address) => address,
+            Senders::Users => &users[random.below(users.len())].address,
+        };
+        let rcpts = self.recipients(number, random);
         let draft = Draft {
             id,
             size: self.options.mix.pick(random),
             reverse_path,
-            rcpt,
+            rcpt: rcpts.first().map_or("", |at| &users[*at].address),
             at_ms: crate::now_ms(),
         };
-        message::compose(&draft, content);
-        message::stuff(content, wire);
-        let hash = blake3::hash(content).to_hex().to_string();
-        let size = content.len() as u64;
+        message::compose(&draft, &mut hand.content);
+        message::stuff(&hand.content, &mut hand.wire);
+        Ok(Letter {
+            id,
+            reverse_path,
+            rcpts,
+            hash: blake3::hash(&hand.content).to_hex().to_string(),
+            size: hand.content.len() as u64,
+        })
+    }
+
+    /// One transaction, to the outcome in the ledger. Also says whether the session broke.
+    fn attempt(&self, letter: &Letter<'_>, hand: &mut Hand) -> anyhow::Result<(Next, bool)> {
+        let Some(session) = hand.open.as_mut() else {
+            return Ok((Next::Again, true));
+        };
+        let addresses: Vec<&str> = letter
+            .rcpts
+            .iter()
+            .map(|at| self.options.users[*at].address.as_str())
+            .collect();
+        let writing = std::cell::Cell::new(Duration::ZERO);
         let written = std::cell::Cell::new(false);
-        let write = |replies: &[Option<Reply>]| {
+        let write = |event: &Event| {
+            let from = Instant::now();
+            let result = self.ledger.append(event);
+            writing.set(writing.get() + from.elapsed());
+            result
+        };
+        let attempted = |replies: &[Option<Reply>]| {
             written.set(true);
-            self.ledger.append(&Event::Attempt {
-                id,
+            write(&Event::Attempt {
+                id: letter.id,
                 at_ms: crate::now_ms(),
-                reverse_path: reverse_path.to_owned(),
-                rcpts: rcpts.iter().map(|r| (*r).to_owned()).collect(),
+                reverse_path: letter.reverse_path.to_owned(),
+                rcpts: addresses.iter().map(|r| (*r).to_owned()).collect(),
                 rcpt_replies: replies
                     .iter()
                     .map(|r| r.as_ref().map(|r| r.text.clone()))
                     .collect(),
-                hash: hash.clone(),
-                size,
+                hash: letter.hash.clone(),
+                size: letter.size,
             })
         };
         self.watch.attempts.fetch_add(1, Ordering::Relaxed);
-        let done = session.transact(reverse_path, &rcpts, wire, write)?;
+        let done = session.transact(letter.reverse_path, &addresses, &hand.wire, attempted)?;
         if !written.get() {
-            write(&done.rcpt_replies)?;
+            attempted(&done.rcpt_replies)?;
         }
-        self.ledger.append(&Event::Outcome {
-            id,
+        let partial = done.broken.as_ref().map(|b| b.partial.clone());
+        write(&Event::Outcome {
+            id: letter.id,
             at_ms: crate::now_ms(),
             phase: done.phase,
             reply: done.reply.as_ref().map(|r| r.text.clone()),
-            partial: done
-                .broken
-                .as_ref()
-                .map(|b| b.partial.clone())
-                .filter(|p| !p.is_empty()),
+            partial: partial.filter(|p| !p.is_empty()),
             error: done.broken.as_ref().map(|b| b.error.clone()),
         })?;
-        let next = self.settle(&done, size, tally);
+        hand.tally.own += writing.get();
+        let next = self.settle(&done, letter, &mut hand.tally);
         Ok((next, done.broken.is_some()))
     }
 
     /// Counts an outcome and says whether the message is done with.
-    fn settle(&self, done: &Transaction, size: u64, tally: &mut Tally) -> Next {
+    fn settle(&self, done: &Transaction, letter: &Letter<'_>, tally: &mut Tally) -> Next {
         let final_reply = done.reply.as_ref().map(|r| r.text.as_str());
         let mut acknowledged = false;
-        for reply in &done.rcpt_replies {
-            let class = classify(
-                reply.as_ref().map(|r| r.text.as_str()),
-                done.phase,
-                final_reply,
-            );
+        for (reply, at) in done.rcpt_replies.iter().zip(&letter.rcpts) {
+            let text = reply.as_ref().map(|r| r.text.as_str());
+            let class = classify(text, done.phase, final_reply);
             acknowledged |= class == Class::Ack;
             tally.recipients.count(class);
+            match reply.as_ref().map(|r| r.code / 100) {
+                Some(2) => self.accepted[*at].store(true, Ordering::Relaxed),
+                Some(5) => tally.users_refused += 1,
+                _ => {}
+            }
         }
         if let Some(broken) = &done.broken {
             tally.error(format!("{:?}: {}", done.phase, broken.error));
         }
         if acknowledged {
             self.watch.acknowledged.fetch_add(1, Ordering::Relaxed);
-            tally.bytes += size;
+            tally.bytes += letter.size;
             tally.last_ack = Some(Instant::now());
             if let Some(latency) = done.content_to_reply {
-                tally.latency.record(latency);
+                tally.data.record(latency);
             }
-            return Next::Done;
+            return Next::Acknowledged;
         }
         // The first refused recipient explains best why a message came no further.
         let refusal = done
@@ -359,116 +507,104 @@ impl Load<'_> {
             tally.error(format!("{:?}: {}", done.phase, reply.text));
         }
         match refusal {
-            Some(reply) if reply.code / 100 == 5 && done.broken.is_none() => Next::Done,
+            Some(reply) if reply.code / 100 == 5 && done.broken.is_none() => Next::Refused,
             _ => Next::Again,
         }
     }
 
-    fn reverse_path(&self, random: &mut Random) -> &str {
-        match &self.options.senders {
-            Senders::Null => "",
-            Senders::Fixed(address) => address,
-            Senders::Users => &self.options.users[random.below(self.options.users.len())].address,
+    /// Different users; any pair can meet.
+    fn recipients(&self, number: u64, random: &mut Random) -> Vec<usize> {
+        let users = self.options.users.len();
+        let wanted = self.options.recipients_per_message;
+        if self.options.recipients == Recipients::InTurn {
+            let first = usize::try_from(number % users as u64).unwrap_or(0) * wanted;
+            return (first..first + wanted).map(|at| at % users).collect();
         }
-    }
-
-    /// Different users, by a random start and step; cheap, and any pair can meet.
-    fn recipients(&self, random: &mut Random) -> Vec<&str> {
-        let users = &self.options.users;
-        let mut chosen: Vec<usize> = Vec::with_capacity(self.options.recipients_per_message);
-        while chosen.len() < self.options.recipients_per_message {
-            let mut at = random.below(users.len());
+        let mut chosen: Vec<usize> = Vec::with_capacity(wanted);
+        while chosen.len() < wanted {
+            let mut at = random.below(users);
             while chosen.contains(&at) {
-                at = (at + 1) % users.len();
+                at = (at + 1) % users;
             }
             chosen.push(at);
         }
         chosen
-            .into_iter()
-            .map(|at| users[at].address.as_str())
-            .collect()
+    }
+
+    fn is_over(&self) -> bool {
+        let deadline = self.options.deadline;
+        deadline.is_some_and(|d| self.began().elapsed() >= d)
+            || self.watch.stop.load(Ordering::Relaxed)
+    }
+
+    /// Sleeps, unless the run is to end.
+    fn sleep_until(&self, due: Instant) -> bool {
+        loop {
+            if self.is_over() {
+                return false;
+            }
+            let left = due.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            std::thread::sleep(left.min(NAP));
+        }
     }
 
     /// Takes one of the messages that are left, unless the run is to end.
-    fn take(&self) -> bool {
-        let over = self
-            .options
-            .deadline
-            .is_some_and(|d| self.began.elapsed() >= d);
-        if over || self.watch.stop.load(Ordering::Relaxed) {
-            return false;
+    fn take(&self) -> Option<Job> {
+        if self.is_over() {
+            return None;
         }
-        let took = |left: i64| (left > 0).then_some(left - 1);
-        self.left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, took)
-            .is_ok()
+        self.schedule.lock().ok()?.take()
     }
 
-    /// Gives back a message that did not get through. Whoever gives back also takes again.
-    fn give_back(&self) {
-        self.left.fetch_add(1, Ordering::Relaxed);
+    fn give_back(&self, job: Job) {
+        if let Ok(mut schedule) = self.schedule.lock() {
+            schedule.give_back(job);
+        }
     }
 
-    fn rest(&self, pause: Duration) -> Duration {
-        std::thread::sleep(pause);
-        (pause * 2).min(PAUSE.1)
-    }
-
-    fn report(&self, tallies: Vec<Tally>) -> RunReport {
-        let options = self.options;
-        let mut all = Tally::default();
-        for tally in tallies {
-            all.bytes += tally.bytes;
-            all.recipients.merge(tally.recipients);
-            all.latency.merge(&tally.latency);
-            all.last_ack = all.last_ack.max(tally.last_ack);
-            for (error, times) in tally.errors {
-                all.errors_add(error, times);
+    /// What was due and nobody got to has waited until now: left out, it would be the stall that nobody sees.
+    fn count_unserved(&self, all: &mut Tally) -> anyhow::Result<()> {
+        let ended = Instant::now();
+        let mut schedule = self
+            .schedule
+            .lock()
+            .map_err(|_| anyhow::anyhow!("a session died with the schedule"))?;
+        while let Some(Job { due: Some(due), .. }) = schedule.take() {
+            let due = self.began() + due;
+            if due >= ended {
+                break;
             }
+            all.unserved(due);
         }
-        let conditions = Conditions {
+        Ok(())
+    }
+
+    fn conditions(&self, machine: Machine) -> crate::report::Conditions {
+        let options = self.options;
+        crate::report::Conditions {
             size_mix: options.mix.to_string(),
             sessions: options.sessions,
             users: options.users.len(),
+            users_accepted: self
+                .accepted
+                .iter()
+                .filter(|a| a.load(Ordering::Relaxed))
+                .count(),
+            users_refused: 0,
             recipients_per_message: options.recipients_per_message,
-            tls: "none".to_owned(),
-            cores: std::thread::available_parallelism().map_or(0, usize::from),
-        };
-        let acknowledged = self.watch.acknowledged.load(Ordering::Relaxed);
-        let seconds = all
-            .last_ack
-            .map_or(0.0, |at| (at - self.began).as_secs_f64());
-        let mut report = RunReport {
-            seed: options.seed,
-            messages: options.messages,
-            attempts: self.watch.attempts.load(Ordering::Relaxed),
-            acknowledged,
-            acknowledged_bytes: all.bytes,
-            recipients: all.recipients,
-            connections: self.watch.connections.load(Ordering::Relaxed),
-            seconds,
-            data_to_reply: all.latency.percentiles(),
-            errors: all.errors,
-            ..RunReport::default()
-        };
-        match conditions.rate(acknowledged, seconds) {
-            Ok(rate) => report.accept_rate = Some(rate),
-            Err(why) => report.withheld.push(format!("accept rate: {why}")),
+            senders: match &options.senders {
+                Senders::Users => "users".to_owned(),
+                Senders::Null => "null".to_owned(),
+                Senders::Fixed(address) => address.clone(),
+            },
+            tls: options.smtp.protection.to_string(),
+            pipelining: self.pipelining.load(Ordering::Relaxed),
+            rate: options.rate,
+            machine,
+            setting: options.setting.clone(),
         }
-        report.conditions = conditions;
-        report
-    }
-}
-
-impl Tally {
-    fn error(&mut self, text: String) {
-        self.errors_add(text, 1);
-    }
-
-    /// Errors that would be one too many are counted together.
-    fn errors_add(&mut self, text: String, times: u64) {
-        let full = self.errors.len() >= ERRORS_MAX && !self.errors.contains_key(&text);
-        let text = if full { "other".to_owned() } else { text };
-        *self.errors.entry(text).or_default() += times;
     }
 }

@@ -1,15 +1,16 @@
 //! One SMTP client session over a blocking socket (RFC 5321), which knows exactly how far a transaction came.
 //!
+//! Under TLS from the first byte or after STARTTLS (RFC 3207) when asked so; never in the clear instead.
 //! It pipelines MAIL, RCPT and DATA when the server offers PIPELINING (RFC 2920). The dot counts as sent only when the
 //! kernel has taken the last byte of it: a connection that breaks before that leaves nothing to doubt.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader, Read};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 use crate::ledger::Phase;
+use crate::net::{Endpoint, Protection, Stream};
 
 /// The longest reply line read (RFC 5321 section 4.5.3.1.5 asks for 512).
 const REPLY_LINE_MAX: u64 = 4096;
@@ -52,14 +53,14 @@ pub struct Transaction {
 /// An open session.
 #[derive(Debug)]
 pub struct Session {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Stream>,
     pipelining: bool,
 }
 
 impl Session {
-    /// Connects, reads the banner, says EHLO.
-    pub fn open(server: SocketAddr, timeout: Duration) -> anyhow::Result<Session> {
-        let stream = crate::connect(server, timeout)?;
+    /// Connects, reads the banner, says EHLO, and once more under TLS if the endpoint asks for STARTTLS.
+    pub fn open(server: &Endpoint, timeout: Duration) -> anyhow::Result<Session> {
+        let stream = server.connect(timeout)?;
         let mut session = Session {
             stream: BufReader::with_capacity(8192, stream),
             pipelining: false,
@@ -70,19 +71,47 @@ impl Session {
         if banner.code != 220 {
             bail!("banner: {}", banner.text);
         }
-        session.send(b"EHLO [127.0.0.1]\r\n").context("EHLO")?;
-        let hello = session
-            .reply()
-            .map_err(|b| anyhow::anyhow!("EHLO: {}", b.error))?;
+        session.hello()?;
+        if let Protection::Upgrade(tls) = &server.protection {
+            let reply = session.ask("STARTTLS")?;
+            if reply.code != 220 {
+                bail!("STARTTLS: {}", reply.text);
+            }
+            // RFC 3207 section 6: nothing said in the clear may be taken for something said under TLS
+            ensure!(
+                session.stream.buffer().is_empty(),
+                "STARTTLS: more than a reply"
+            );
+            let stream = session.stream.into_inner().secure(tls)?;
+            session.stream = BufReader::with_capacity(8192, stream);
+            session.hello()?;
+        }
+        Ok(session)
+    }
+
+    /// Whether MAIL, RCPT and DATA go out at once.
+    pub fn pipelines(&self) -> bool {
+        self.pipelining
+    }
+
+    fn hello(&mut self) -> anyhow::Result<()> {
+        let hello = self.ask("EHLO [127.0.0.1]")?;
         if hello.code != 250 {
             bail!("EHLO: {}", hello.text);
         }
-        session.pipelining = hello
+        self.pipelining = hello
             .text
             .lines()
             .skip(1)
             .any(|l| l.get(4..).is_some_and(|w| w.trim() == "PIPELINING"));
-        Ok(session)
+        Ok(())
+    }
+
+    fn ask(&mut self, command: &str) -> anyhow::Result<Reply> {
+        self.send(format!("{command}\r\n").as_bytes())
+            .with_context(|| command.to_owned())?;
+        self.reply()
+            .map_err(|b| anyhow::anyhow!("{command}: {}", b.error))
     }
 
     /// Sends one message. `wire` is dot-stuffed and ends with the dot line. `before_dot` is called with the replies to
@@ -213,7 +242,7 @@ impl Session {
     }
 
     fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.stream.get_mut().write_all(bytes)
+        self.stream.get_mut().send(bytes)
     }
 
     fn reply(&mut self) -> Result<Reply, Broken> {

@@ -5,19 +5,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use anyhow::ensure;
 use serde::{Deserialize, Serialize};
 
 use crate::equation::{Verdict, judge};
 use crate::inspect::Mail;
 use crate::ledger::{AttemptId, Book};
+use crate::maildrops::{PASS_EVERY, Sweep};
+use crate::net::Endpoint;
 use crate::report::Classes;
-use crate::sweep::{PASS_EVERY, Sweep};
 use crate::users::User;
 
 /// The most offences listed; all are counted.
@@ -31,7 +30,7 @@ pub struct VerifyOptions {
     /// Whose maildrops are read.
     pub users: Vec<User>,
     /// The server; loopback.
-    pub pop3: SocketAddr,
+    pub pop3: Endpoint,
     /// Longest wait for the last acknowledged message.
     pub wait: Duration,
     /// How long to wait for a copy too many, once nothing is missing.
@@ -180,11 +179,7 @@ impl fmt::Display for VerifyReport {
 
 /// Reads, waits, judges, and deletes if asked to.
 pub fn verify(options: &VerifyOptions) -> anyhow::Result<VerifyReport> {
-    ensure!(
-        options.pop3.ip().is_loopback(),
-        "{} is not loopback: refused",
-        options.pop3
-    );
+    options.pop3.ensure_loopback()?;
     let began = Instant::now();
     let deadline = began + options.wait;
     let book = Book::read(&options.ledger)?;

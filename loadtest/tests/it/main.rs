@@ -25,19 +25,19 @@ fn some_users(count: usize) -> Vec<User> {
 
 fn load(peer: &Peer, users: &[User], ledger: &Path) -> RunOptions {
     RunOptions {
-        smtp: peer.smtp,
-        users: users.to_vec(),
-        messages: 100,
-        mix: "80:1K-10K,20:10K-60K".parse().unwrap(),
         sessions: 4,
         recipients_per_message: 2,
         reconnect_on_error: true,
         deadline: Some(Duration::from_secs(30)),
-        ledger: ledger.to_owned(),
         seed: 1,
         senders: Senders::Users,
         timeout: Duration::from_secs(10),
-        progress: false,
+        ..RunOptions::new(
+            peer.smtp,
+            users.to_vec(),
+            "80:1K-10K,20:10K-60K".parse().unwrap(),
+            ledger.to_owned(),
+        )
     }
 }
 
@@ -45,7 +45,7 @@ fn sweep(peer: &Peer, users: &[User], ledger: &Path) -> VerifyOptions {
     VerifyOptions {
         ledger: ledger.to_owned(),
         users: users.to_vec(),
-        pop3: peer.pop3,
+        pop3: peer.pop3.into(),
         wait: Duration::from_millis(200),
         settle: Duration::from_millis(20),
         delete: false,
@@ -374,7 +374,7 @@ fn the_attempt_is_in_the_ledger_before_the_dot_and_the_outcome_right_after_the_r
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let users = some_users(1);
     let options = RunOptions {
-        smtp: listener.local_addr().unwrap(),
+        smtp: listener.local_addr().unwrap().into(),
         users: users.clone(),
         messages: 1,
         sessions: 1,
@@ -486,7 +486,8 @@ fn the_command_line_tells_by_its_exit_code() {
         let more = [
             "--pop3", &pop3, "--ledger", &ledger, "--json", &json, "--wait", "0.2", "--settle", "0",
         ];
-        let (code, text, error) = loadtest(&[&run[..], &more[..], &["--quiet"]].concat());
+        let told = ["--quiet", "--durability", "none", "--data-dir", "/proc"];
+        let (code, text, error) = loadtest(&[&run[..], &more[..], &told[..]].concat());
         assert_eq!(code, expected, "{text}{error}");
         assert!(
             text.contains(line) && text.contains("size=2K sessions=3 users=9"),
@@ -561,7 +562,7 @@ fn the_command_line_refuses_other_hosts_and_bad_options() {
         "--quiet",
     ]);
     assert!(
-        code == 1 && text.contains("no rate of nothing") && !text.contains("messages/s"),
+        code == 1 && text.contains("no rate without durability") && !text.contains("messages/s"),
         "{text}"
     );
 }

@@ -4,13 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::ensure;
 
 use crate::inspect::{Inspector, Mail};
 use crate::ledger::{Book, Event, Writer};
 use crate::pop3::Maildrop;
+use crate::progress::Progress;
 use crate::users::User;
 use crate::verify::{Kind, VerifyOptions, VerifyReport};
 
@@ -62,31 +63,36 @@ impl<'a> Sweep<'a> {
 
     /// Reads the maildrops of `todo`, several at a time.
     pub(crate) fn pass(&self, todo: &[usize]) {
-        let began = Instant::now();
-        parallel(self.options.sessions, todo, |place| {
-            let Some(Ok(mut seen)) = self.seen.get(*place).map(Mutex::lock) else {
-                return;
-            };
-            seen.trouble = self
-                .read(&self.options.users[*place], &mut seen)
-                .err()
-                .map(|e| format!("{e:#}"));
-        });
-        if self.options.progress {
+        let bar = Progress {
+            what: "maildrops read",
+            total: todo.len() as u64,
+        };
+        let read = AtomicU64::new(0);
+        let now = || {
             let mails = self.mails.load(Ordering::Relaxed);
-            eprintln!(
-                "{} maildrops in {:.2} s, {mails} mails so far",
-                todo.len(),
-                began.elapsed().as_secs_f64()
-            );
-        }
+            (
+                read.load(Ordering::Relaxed),
+                format!("{mails} mails so far"),
+            )
+        };
+        bar.during(self.options.progress, now, || {
+            parallel(self.options.sessions, todo, |place| {
+                let Some(Ok(mut seen)) = self.seen.get(*place).map(Mutex::lock) else {
+                    return;
+                };
+                seen.trouble = self
+                    .read(&self.options.users[*place], &mut seen)
+                    .err()
+                    .map(|e| format!("{e:#}"));
+                read.fetch_add(1, Ordering::Relaxed);
+            });
+        });
     }
 
     /// One login: compares the unique ids, retrieves what is new.
     fn read(&self, user: &User, seen: &mut Seen) -> anyhow::Result<()> {
         let options = self.options;
-        let mut maildrop =
-            Maildrop::open(options.pop3, &user.login, &user.password, options.timeout)?;
+        let mut maildrop = Maildrop::of(&options.pop3, user, options.timeout)?;
         let listed = maildrop.uidl()?;
         let mut unique = BTreeSet::new();
         for entry in &listed {
@@ -185,8 +191,7 @@ impl<'a> Sweep<'a> {
         loop {
             let once = || -> anyhow::Result<usize> {
                 let options = self.options;
-                let mut maildrop =
-                    Maildrop::open(options.pop3, &user.login, &user.password, options.timeout)?;
+                let mut maildrop = Maildrop::of(&options.pop3, user, options.timeout)?;
                 let mut listed = maildrop.uidl()?;
                 listed.retain(|entry| mails.contains_key(&entry.uid));
                 maildrop.delete(&listed.iter().map(|entry| entry.number).collect::<Vec<_>>())?;
