@@ -9,6 +9,8 @@
 //! * [`server`]: the running process
 //! * [`load`]: the load generator as a process of its own, and its verdict
 //! * [`talk`]: a client that sends and expects lines
+//! * [`dialogue`]: files of what client and server say
+//! * [`wire`]: its connection, in the clear or under TLS
 //! * [`strace`]: a server under strace, to be killed at one of its system calls
 //! * [`post_mortem`]: what the log of a dead process says about every mail
 //! * [`backup`]: which UIDs a running process has given to which mail
@@ -17,6 +19,7 @@
 
 pub mod backup;
 pub mod binary;
+pub mod dialogue;
 pub mod load;
 pub mod post_mortem;
 pub mod power;
@@ -26,6 +29,7 @@ pub mod server;
 pub mod site;
 pub mod strace;
 pub mod talk;
+pub mod wire;
 
 use std::time::{Duration, Instant};
 

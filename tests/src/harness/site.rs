@@ -145,12 +145,27 @@ impl Plan {
             .set("directory", "postmaster", "\"alice@example.jp\"")
     }
 
-    /// With a self-signed certificate, and POP3 under TLS from the first byte.
+    /// With a self-signed certificate, and listeners under TLS from the first byte.
     #[must_use]
     pub fn certificate(self) -> Plan {
         self.set("tls", "certificate", "\"certificate.pem\"")
             .set("tls", "key", "\"key.pem\"")
+            .set("smtp", "listen_tls", &format!("[\"{}\"]", free_address()))
             .set("pop3", "listen_tls", &format!("[\"{}\"]", free_address()))
+    }
+
+    /// With an SMTP listener more, for load balancers in `networks`, written as TOML.
+    #[must_use]
+    pub fn balancers(self, networks: &str) -> Plan {
+        let proxied = format!("[\"{}\"]", free_address());
+        self.set("smtp", "proxy_protocol", &proxied)
+            .set("smtp", "proxy_networks", networks)
+    }
+
+    /// The listener for load balancers.
+    fn proxied(&self) -> Option<SocketAddr> {
+        let text = self.settings.get("smtp")?.get("proxy_protocol")?;
+        text.trim_matches(['[', ']', '"']).parse().ok()
     }
 
     /// With `key` of `section` set to `value`, written as TOML.
@@ -177,6 +192,8 @@ pub struct Site {
     home: TempDir,
     /// The SMTP listener.
     pub smtp: SocketAddr,
+    /// The SMTP listener for load balancers, if there is one.
+    pub proxied: Option<SocketAddr>,
     /// The POP3 listener in the clear.
     pub pop3: SocketAddr,
     /// Its users.
@@ -209,6 +226,7 @@ impl Site {
         ldif.push_str(&plan.ldif);
         let site = Site {
             smtp: free_address(),
+            proxied: plan.proxied(),
             pop3: free_address(),
             users: users::parse(&accounts).expect("users"),
             data: home.path().join("data"),
@@ -233,6 +251,7 @@ impl Site {
             .expect("a directory");
         let site = Site {
             smtp: free_address(),
+            proxied: self.proxied,
             pop3: free_address(),
             users: self.users.clone(),
             data: home.path().join("data"),
@@ -356,7 +375,15 @@ impl Site {
         };
         set("node", "data_dir", format!("{:?}", self.data));
         set("directory", "ldif", format!("{:?}", self.ldif_file()));
-        set("smtp", "listen", format!("[\"{}\"]", self.smtp));
+        let smtp: Vec<SocketAddr> = [Some(self.smtp), self.proxied]
+            .into_iter()
+            .flatten()
+            .collect();
+        let smtp: Vec<String> = smtp
+            .iter()
+            .map(|address| format!("\"{address}\""))
+            .collect();
+        set("smtp", "listen", format!("[{}]", smtp.join(", ")));
         set("pop3", "listen", format!("[\"{}\"]", self.pop3));
         for (name, shards) in &self.plan.mboxes {
             set(&format!("mbox.{name}"), "shards", format!("{shards:?}"));

@@ -1,20 +1,13 @@
-//! A client that sends and expects lines, for SMTP and POP3; and dialogues, files of `C:` and `S:` lines.
-//!
-//! A dialogue line is one of
-//! ```text
-//! # a comment
-//! C: what the client sends, with CRLF added; \r \n \t \\ \x00 are escapes, a final \c leaves the CRLF out
-//! S: what the server answers: its line must begin with this; `...` stands for anything, `S: *` for any number of lines,
-//!    `S:` for an empty line
-//! C> another client from here on: `C> smtp` or `C> pop3`
-//! CLOSED: the server has closed the connection
-//! READ user: a POP3 session in which `S:` lines are the lines of the user's only mail; `S: *` as above
-//! COUNT user 2: so many mails arrive in the user's maildrop, not more
-//! ```
+//! A client that sends and expects lines, for SMTP and POP3; mails sent and read whole.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use rustls::ClientConfig;
+
+use super::wire::Wire;
 
 /// Longest wait for one line.
 const LINE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -26,7 +19,7 @@ const MAIL_SETTLE: Duration = Duration::from_millis(150);
 /// A connection that is read line by line.
 #[derive(Debug)]
 pub struct Talk {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Wire>,
 }
 
 impl Talk {
@@ -39,8 +32,30 @@ impl Talk {
         stream.set_read_timeout(Some(LINE_TIMEOUT))?;
         stream.set_nodelay(true)?;
         Ok(Talk {
-            stream: BufReader::new(stream),
+            stream: BufReader::new(Wire::Clear(stream)),
         })
+    }
+
+    /// Goes on under TLS.
+    ///
+    /// # Errors
+    /// When the handshake fails, or the server has sent more than the reply before it.
+    pub fn encrypt(self, config: Arc<ClientConfig>) -> std::io::Result<Talk> {
+        if !self.stream.buffer().is_empty() {
+            return Err(std::io::Error::other("the server goes on in the clear"));
+        }
+        let wire = self.stream.into_inner().encrypt(config)?;
+        Ok(Talk {
+            stream: BufReader::new(wire),
+        })
+    }
+
+    /// Says that nothing more will be sent.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub fn finish(&mut self) -> std::io::Result<()> {
+        self.stream.get_mut().finish()
     }
 
     /// Sends bytes as they are.
@@ -48,7 +63,8 @@ impl Talk {
     /// # Errors
     /// When the connection is gone.
     pub fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        self.stream.get_mut().write_all(bytes)
+        self.stream.get_mut().write_all(bytes)?;
+        self.stream.get_mut().flush()
     }
 
     /// The next line without its CRLF; `None` when the server has closed.
@@ -68,7 +84,7 @@ impl Talk {
                 let text = String::from_utf8_lossy(&bytes);
                 Ok(Some(text.trim_end_matches(['\r', '\n']).to_owned()))
             }
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(None),
+            Err(error) if is_end(error.kind()) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -101,6 +117,15 @@ impl Talk {
             }
         }
     }
+}
+
+/// A reset, or under TLS an end without close_notify: the connection is over either way.
+fn is_end(kind: std::io::ErrorKind) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(
+        kind,
+        BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof
+    )
 }
 
 /// Sends one mail over a connection of its own; the reply that ended the transaction.
@@ -190,209 +215,5 @@ pub fn wait_for_mails(
             mails.map(|mails| mails.len())
         );
         std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// Where a dialogue takes place.
-#[derive(Clone, Copy, Debug)]
-pub struct Stage<'a> {
-    /// The SMTP listener.
-    pub smtp: SocketAddr,
-    /// The POP3 listener.
-    pub pop3: SocketAddr,
-    /// Every user's password.
-    pub password: &'a str,
-}
-
-/// Plays a dialogue to its end.
-///
-/// # Errors
-/// The first line that does not happen as written, with its number.
-pub fn play(stage: Stage<'_>, text: &str) -> Result<(), String> {
-    let mut player = Player {
-        stage,
-        talk: None,
-        mail: None,
-        skipping: false,
-    };
-    for (number, line) in text.lines().enumerate() {
-        let line = line.trim_end();
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        player
-            .step(line)
-            .map_err(|why| format!("line {}: {line}\n    {why}", number + 1))?;
-    }
-    player.finish()
-}
-
-struct Player<'a> {
-    stage: Stage<'a>,
-    talk: Option<Talk>,
-    /// The lines of the mail that is being read.
-    mail: Option<std::collections::VecDeque<String>>,
-    /// `S: *` came: lines that do not fit the next one are passed over.
-    skipping: bool,
-}
-
-impl Player<'_> {
-    fn step(&mut self, line: &str) -> Result<(), String> {
-        let word = line.split([' ', ':']).next().unwrap_or_default();
-        let rest = line[word.len()..].trim_start_matches(':');
-        let rest = rest.strip_prefix(' ').unwrap_or(rest);
-        match word {
-            "C>" => self.switch(rest),
-            "C" => self.say(rest),
-            "S" if rest == "*" => {
-                self.skipping = true;
-                Ok(())
-            }
-            "S" => self.hear(rest),
-            "CLOSED" => match self.next()? {
-                None => Ok(()),
-                Some(line) => Err(format!("the server went on: {line:?}")),
-            },
-            "READ" => self.read(rest.trim_end_matches(':')),
-            "COUNT" => {
-                let (user, count) = rest.split_once(' ').ok_or("COUNT user number")?;
-                let count = count.parse().map_err(|_| "COUNT user number")?;
-                wait_for_mails(self.stage.pop3, user, self.stage.password, count);
-                Ok(())
-            }
-            _ => Err("not a line of a dialogue".to_owned()),
-        }
-    }
-
-    fn switch(&mut self, to: &str) -> Result<(), String> {
-        self.finish()?;
-        let server = match to {
-            "smtp" => self.stage.smtp,
-            "pop3" => self.stage.pop3,
-            _ => return Err("C> smtp or C> pop3".to_owned()),
-        };
-        self.talk = Some(Talk::connect(server).map_err(|error| error.to_string())?);
-        Ok(())
-    }
-
-    fn say(&mut self, text: &str) -> Result<(), String> {
-        let bytes = unescape(text)?;
-        let talk = self.talk.as_mut().ok_or("no connection yet: C> smtp")?;
-        talk.send(&bytes).map_err(|error| error.to_string())
-    }
-
-    fn hear(&mut self, expected: &str) -> Result<(), String> {
-        let mut passed = Vec::new();
-        loop {
-            let Some(line) = self.next()? else {
-                return Err(format!("it ended instead; before that: {passed:?}"));
-            };
-            if fits(&line, expected) {
-                self.skipping = false;
-                return Ok(());
-            }
-            if !self.skipping {
-                return Err(format!("it was {line:?}"));
-            }
-            passed.push(line);
-        }
-    }
-
-    fn next(&mut self) -> Result<Option<String>, String> {
-        if let Some(mail) = &mut self.mail {
-            return Ok(mail.pop_front());
-        }
-        let talk = self.talk.as_mut().ok_or("no connection yet: C> smtp")?;
-        talk.line().map_err(|error| error.to_string())
-    }
-
-    fn read(&mut self, user: &str) -> Result<(), String> {
-        self.finish()?;
-        let mails = wait_for_mails(self.stage.pop3, user, self.stage.password, 1);
-        self.mail = Some(mails[0].lines().map(str::to_owned).collect());
-        Ok(())
-    }
-
-    /// Ends what was being read: a mail must have been heard to its end.
-    fn finish(&mut self) -> Result<(), String> {
-        let skipping = std::mem::take(&mut self.skipping);
-        match self.mail.take() {
-            Some(mail) if !skipping && !mail.is_empty() => {
-                Err(format!("the mail goes on: {mail:?}"))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-/// Whether `line` begins with `expected`, in which `...` stands for anything; nothing is an empty line.
-fn fits(line: &str, expected: &str) -> bool {
-    if expected.is_empty() {
-        return line.is_empty();
-    }
-    let mut parts = expected.split("...");
-    let Some(mut rest) = parts.next().and_then(|first| line.strip_prefix(first)) else {
-        return false;
-    };
-    for part in parts {
-        match rest.find(part) {
-            Some(at) => rest = &rest[at + part.len()..],
-            None => return false,
-        }
-    }
-    true
-}
-
-fn unescape(text: &str) -> Result<Vec<u8>, String> {
-    let (text, end) = match text.strip_suffix("\\c") {
-        Some(text) => (text, ""),
-        None => (text, "\r\n"),
-    };
-    let mut bytes = Vec::new();
-    let mut letters = text.bytes();
-    while let Some(letter) = letters.next() {
-        if letter != b'\\' {
-            bytes.push(letter);
-            continue;
-        }
-        match letters.next() {
-            Some(b'r') => bytes.push(b'\r'),
-            Some(b'n') => bytes.push(b'\n'),
-            Some(b't') => bytes.push(b'\t'),
-            Some(b'\\') => bytes.push(b'\\'),
-            Some(b'x') => {
-                let digits = [letters.next(), letters.next()].map(|digit| digit.map(char::from));
-                let value = |digit: Option<char>| digit.and_then(|digit| digit.to_digit(16));
-                let [Some(high), Some(low)] = digits.map(value) else {
-                    return Err("\\x needs two hex digits".to_owned());
-                };
-                bytes.push((high << 4 | low) as u8);
-            }
-            other => return Err(format!("unknown escape {other:?}")),
-        }
-    }
-    bytes.extend_from_slice(end.as_bytes());
-    Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{fits, unescape};
-
-    #[test]
-    fn lines_fit_by_their_beginning() {
-        assert!(fits("250 2.0.0 queued as 1", "250 2.0.0 queued"));
-        assert!(fits("Received: from x by y", "Received: ... by y"));
-        assert!(!fits("550 5.1.1 no", "250"));
-        assert!(!fits("250 ok", "250 ... nothing"));
-        assert!(!fits("250-SIZE", "250 ..."));
-        assert!(fits("", "") && !fits("Subject: x", ""));
-    }
-
-    #[test]
-    fn escapes_are_bytes() {
-        assert_eq!(unescape("a\\x00\\n.\\n\\c").unwrap(), b"a\0\n.\n");
-        assert_eq!(unescape("QUIT").unwrap(), b"QUIT\r\n");
-        assert!(unescape("\\q").is_err());
     }
 }

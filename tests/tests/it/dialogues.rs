@@ -1,22 +1,24 @@
 //! SMTP and POP3, line by line: every file of `tests/dialogues` is one behaviour, played against a server of its own.
 //!
-//! A comment `# with section.key = value` sets a key of its configuration, `# with certificate` gives it TLS.
+//! A comment `# with section.key = value` sets a key of its configuration, `# with certificate` gives it TLS, and
+//! `# with smtp.proxy_networks = [...]` a listener for load balancers.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
+use hikyaku_tests::harness::dialogue::{Stage, play};
 use hikyaku_tests::harness::server::Server;
 use hikyaku_tests::harness::site::{PASSWORD, Plan, Site};
-use hikyaku_tests::harness::talk::{Stage, Talk, play, send_mail, wait_for_mails};
+use hikyaku_tests::harness::talk::{Talk, send_mail, wait_for_mails};
 
 /// Dialogues at the same time: most of their time is waiting for more mail that must not come.
-const AT_ONCE: usize = 4;
+const AT_ONCE: usize = 8;
 
 #[test]
 fn every_dialogue_happens_as_written() {
     let all = dialogues();
-    assert!(all.len() >= 25, "only {} dialogues are there", all.len());
+    assert!(all.len() >= 70, "only {} dialogues are there", all.len());
     let count = all.len();
     let (waiting, failures) = (Mutex::new(all), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
@@ -68,16 +70,18 @@ fn perform(file: &Path) -> Result<(), String> {
             _ => {
                 let (name, value) = wish.split_once(" = ").ok_or("# with section.key = value")?;
                 let (section, key) = name.split_once('.').ok_or("# with section.key = value")?;
-                plan.set(section, key, value)
+                match name {
+                    "smtp.proxy_networks" => plan.balancers(value),
+                    _ => plan.set(section, key, value),
+                }
             }
         };
     }
     let site = Site::new(plan);
     let mut server = Server::start(&site);
     let stage = Stage {
-        smtp: site.smtp,
-        pop3: site.pop3,
-        password: PASSWORD,
+        site: &site,
+        server: &server,
     };
     play(stage, &text)?;
     match server.stop().0 {
