@@ -1,11 +1,18 @@
-//! One process uses a data directory at a time.
+//! A data directory is one process's at a time, and nobody else's to look into.
 
 use std::fs::File;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, Mode, flock};
+use rustix::process::umask;
+
+/// From now on whatever this process makes is for its user alone, whatever umask it was started with: mail and password hashes
+/// are in it, and the libraries under it make files too.
+pub fn nothing_for_others() {
+    umask(Mode::RWXG | Mode::RWXO);
+}
 
 /// The lock on a data directory, held while it lives.
 #[derive(Debug)]
@@ -24,6 +31,8 @@ impl DirectoryLock {
             .mode(0o700)
             .create(directory)
             .with_context(|| format!("creating {}", directory.display()))?;
+        close_to_others(directory)
+            .with_context(|| format!("looking at {}", directory.display()))?;
         sync_parent(directory)
             .with_context(|| format!("making the name {} durable", directory.display()))?;
         let path = directory.join("LOCK");
@@ -44,6 +53,20 @@ impl DirectoryLock {
             Err(error) => Err(error).with_context(|| format!("locking {}", path.display())),
         }
     }
+}
+
+/// One that was there before may have been made with any mode, by a supervisor or a mount.
+fn close_to_others(directory: &Path) -> std::io::Result<()> {
+    let mut permissions = std::fs::metadata(directory)?.permissions();
+    if permissions.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    permissions.set_mode(0o700);
+    // not ours to change, as some mounts are: what we make in it is closed all the same
+    if let Err(error) = std::fs::set_permissions(directory, permissions) {
+        tracing::warn!(directory = %directory.display(), %error, "others may see the names in the data directory");
+    }
+    Ok(())
 }
 
 /// A power cut must not take the directory with all that was synced in it. A parent that this user may not read is one

@@ -122,6 +122,7 @@ async fn run_node(
 ) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    lock::nothing_for_others();
     let source = Source {
         file: file.to_owned(),
         hangup,

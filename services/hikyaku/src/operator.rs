@@ -1,6 +1,7 @@
 //! The operator's side of the admin socket: asks, prints, and says plainly when nobody answers.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -46,12 +47,27 @@ async fn connect(target: &Target) -> Result<Client> {
     let channel = Endpoint::from_static("http://admin.invalid")
         .connect_with_connector(connector)
         .await
-        .map_err(|error| {
-            // its links repeat one another
-            let why = anyhow::Error::from(error).root_cause().to_string();
-            anyhow!("no hikyaku process answers at {}: {why}", socket.display())
-        })?;
+        .map_err(|error| unanswered(&socket, error.into()))?;
     Ok(AdminClient::new(channel).max_decoding_message_size(PIECE_BYTES_MAX * 4))
+}
+
+/// Why nobody answers at `socket`, and what the operator may do about it.
+fn unanswered(socket: &Path, error: anyhow::Error) -> anyhow::Error {
+    // the links above repeat one another
+    let cause = error.root_cause();
+    let hint = match cause
+        .downcast_ref::<std::io::Error>()
+        .map(std::io::Error::kind)
+    {
+        Some(ErrorKind::NotFound) => ". It does not run, or not with this configuration",
+        Some(ErrorKind::ConnectionRefused) => ". It has ended without a farewell; start it again",
+        Some(ErrorKind::PermissionDenied) => ". Ask as the user that it runs as",
+        _ => "",
+    };
+    anyhow!(
+        "no hikyaku process answers at {}: {cause}{hint}",
+        socket.display()
+    )
 }
 
 fn socket_of(target: &Target) -> Result<PathBuf> {
@@ -374,9 +390,14 @@ async fn snapshot(target: &Target, shard: String, file: &Path) -> Result<()> {
     if file.exists() {
         bail!("{} exists; snapshots are never overwritten", file.display());
     }
-    let mut out = std::io::BufWriter::new(
-        std::fs::File::create(&beside).with_context(|| beside.display().to_string())?,
-    );
+    // it holds mail, whatever the operator's umask; one that an interrupted call left behind goes
+    let _ = std::fs::remove_file(&beside);
+    let made = std::fs::File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&beside);
+    let mut out = std::io::BufWriter::new(made.with_context(|| beside.display().to_string())?);
     out.write_all(SNAPSHOT_MAGIC)?;
     let mut trailer = None;
     while let Some(piece) = pieces.next().await {
