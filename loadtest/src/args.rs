@@ -5,16 +5,21 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::{Args, Parser, Subcommand};
+use loadtest::drain::DrainOptions;
 use loadtest::loopback;
 use loadtest::machine::Storage;
 use loadtest::net::{Endpoint, Protection, Tls};
 use loadtest::report::Setting;
 use loadtest::run::{Recipients, RunOptions, Senders};
+use loadtest::saturation::Rates;
 use loadtest::server::{Metrics, Server};
 use loadtest::size::SizeMix;
 use loadtest::users::{self, User};
 use loadtest::verify::VerifyOptions;
 use loadtest::watched::Watching;
+
+/// SMTP sessions that fill maildrops before they are drained.
+const FILL_SESSIONS: usize = 20;
 
 /// Sends mail by SMTP, keeps a ledger, and proves by POP3 that every acknowledged message is there exactly once.
 /// Talks to loopback addresses only.
@@ -31,6 +36,10 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Hold all maildrops against a ledger.
     Verify(VerifyArgs),
+    /// Offer rising rates in open loops, and draw what becomes of them.
+    Sweep(Box<SweepArgs>),
+    /// Retrieve and delete mails, and measure it.
+    Pop3Drain(Box<DrainArgs>),
     /// Make a directory (LDIF) and its users file.
     Users(UsersArgs),
 }
@@ -140,6 +149,115 @@ pub(crate) struct VerifyArgs {
     pub(crate) reading: Reading,
     #[command(flatten)]
     pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SweepArgs {
+    #[command(flatten)]
+    pub(crate) load: LoadArgs,
+    /// Messages per second: `500,1000`, and `500-8000/5` for five from 500 to 8000, evenly by their ratio.
+    #[arg(long, value_name = "LIST")]
+    pub(crate) rates: Rates,
+    /// For how long each rate is offered.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
+    pub(crate) step: f64,
+    /// Draw the sweep into this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) pop3: Pop3Args,
+    #[command(flatten)]
+    pub(crate) reading: Reading,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrainArgs {
+    #[command(flatten)]
+    pop3: Pop3Args,
+    /// Lines of `ADDRESS PASSWORD [LOGIN]`.
+    #[arg(long)]
+    users: PathBuf,
+    /// How many of the users log in, once each, from the first on.
+    #[arg(long)]
+    logins: usize,
+    /// Mails retrieved and deleted at each login.
+    #[arg(long)]
+    mails: usize,
+    /// Logins at the same time.
+    #[arg(long, default_value_t = 1)]
+    sessions: usize,
+    /// Wait for each response, even if the server offers PIPELINING.
+    #[arg(long)]
+    no_pipelining: bool,
+    /// First send the mails to this SMTP listener, and wait until they can be read.
+    #[arg(long, value_name = "HOST:PORT")]
+    fill: Option<String>,
+    /// Sizes of those.
+    #[arg(long, default_value = "10K", requires = "fill")]
+    size: SizeMix,
+    /// Longest wait, in seconds, for mails to be readable, and for the server to be idle.
+    #[arg(long, default_value_t = 60.0, value_name = "SECONDS")]
+    wait: f64,
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+impl DrainArgs {
+    pub(crate) fn options(&self) -> anyhow::Result<DrainOptions> {
+        let mut users = users::read(&self.users)?;
+        ensure!(
+            (1..=users.len()).contains(&self.logins),
+            "there are {} users to log in",
+            users.len()
+        );
+        users.truncate(self.logins);
+        let watching = self.server.watching(seconds(self.wait)?)?;
+        ensure!(
+            watching.sample_syncs.is_none() && watching.server.metrics.is_none(),
+            "syncs are not counted here"
+        );
+        Ok(DrainOptions {
+            pop3: self.pop3.required()?,
+            users,
+            mails: self.mails,
+            sessions: self.sessions,
+            pipelining: !self.no_pipelining,
+            timeout: self.output.timeout()?,
+            server: watching.server,
+            idle: watching.idle,
+            wait: watching.wait,
+            setting: self.server.setting()?,
+            progress: !self.output.quiet,
+        })
+    }
+
+    /// The load that fills the maildrops, if one is asked for.
+    pub(crate) fn fill(
+        &self,
+        drain: &DrainOptions,
+        ledger: &Path,
+    ) -> anyhow::Result<Option<RunOptions>> {
+        let Some(smtp) = &self.fill else {
+            return Ok(None);
+        };
+        let users = drain.users.clone();
+        let size = self.size.clone();
+        Ok(Some(RunOptions {
+            messages: (self.logins * self.mails) as u64,
+            sessions: FILL_SESSIONS,
+            recipients: Recipients::InTurn,
+            reconnect_on_error: true,
+            timeout: drain.timeout,
+            progress: drain.progress,
+            ..RunOptions::new(loopback(smtp)?, users, size, ledger.to_owned())
+        }))
+    }
 }
 
 /// How maildrops are read.

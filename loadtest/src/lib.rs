@@ -35,6 +35,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 
 use anyhow::{Context, bail};
 
+pub mod drain;
 pub mod equation;
 pub mod histogram;
 pub mod inspect;
@@ -43,12 +44,14 @@ pub mod machine;
 mod maildrops;
 pub mod message;
 pub mod net;
+mod plot;
 pub mod pop3;
 mod progress;
 pub mod random;
 pub mod readable;
 pub mod report;
 pub mod run;
+pub mod saturation;
 mod schedule;
 pub mod server;
 pub mod size;

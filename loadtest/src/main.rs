@@ -10,17 +10,19 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Context;
-use args::{Cli, Command, RunArgs, UsersArgs, VerifyArgs};
+use anyhow::{Context, ensure};
+use args::{Cli, Command, DrainArgs, RunArgs, SweepArgs, UsersArgs, VerifyArgs};
 use clap::Parser;
 use loadtest::run::Watch;
 use loadtest::watched::{run_watched, sample_syncs};
-use loadtest::{readable, users, verify};
+use loadtest::{drain, readable, saturation, users, verify};
 
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(args) => command_run(&args),
         Command::Verify(args) => command_verify(&args),
+        Command::Sweep(args) => command_sweep(&args),
+        Command::Pop3Drain(args) => command_drain(&args),
         Command::Users(args) => command_users(&args),
     };
     match done {
@@ -78,6 +80,50 @@ fn command_verify(args: &VerifyArgs) -> anyhow::Result<bool> {
     print!("{report}");
     args.output.write(&report)?;
     Ok(report.balanced())
+}
+
+fn command_sweep(args: &SweepArgs) -> anyhow::Result<bool> {
+    let seed = args.load.seed()?;
+    let ledger = LedgerFile::new(None, seed);
+    let setting = args.server.setting()?;
+    let load = args
+        .load
+        .options(&args.pop3.tls, &args.output, setting, &ledger.path, seed)?;
+    let watching = args.server.watching(args.reading.wait()?)?;
+    ensure!(
+        watching.sample_syncs.is_none(),
+        "a sweep does not sample syncs: use `run`"
+    );
+    let reading = match args.pop3.endpoint()? {
+        Some(pop3) => {
+            let (path, users) = (ledger.path.clone(), load.users.clone());
+            Some(args.reading.options(path, users, pop3, &args.output)?)
+        }
+        None => None,
+    };
+    let step = args::seconds(args.step)?;
+    let report = saturation::sweep(&load, &args.rates, step, &watching, reading.as_ref())?;
+    print!("{report}");
+    ledger.settle(report.succeeded())?;
+    args.output.write(&report)?;
+    if let Some(path) = &args.svg {
+        std::fs::write(path, report.svg()?).with_context(|| format!("{}", path.display()))?;
+    }
+    Ok(report.succeeded())
+}
+
+fn command_drain(args: &DrainArgs) -> anyhow::Result<bool> {
+    let options = args.options()?;
+    let ledger = LedgerFile::new(None, 0);
+    if let Some(fill) = args.fill(&options, &ledger.path)? {
+        let filled = drain::fill(&fill, &options);
+        ledger.settle(true)?;
+        filled?;
+    }
+    let report = drain::drain(&options)?;
+    print!("{report}");
+    args.output.write(&report)?;
+    Ok(report.succeeded())
 }
 
 fn command_users(args: &UsersArgs) -> anyhow::Result<bool> {

@@ -4,9 +4,10 @@
 //! Mail streams through line by line, so its size costs no memory; RETR and DELE are pipelined when the server says
 //! that it may be done (RFC 2449 section 6.8).
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 
@@ -137,6 +138,56 @@ impl Maildrop {
         Ok(list)
     }
 
+    /// What LIST says: the octets of each mail, by message number.
+    pub fn sizes(&mut self) -> anyhow::Result<BTreeMap<u32, u64>> {
+        self.command("LIST")?;
+        self.ok("LIST")?;
+        let mut sizes = BTreeMap::new();
+        let mut bad = None;
+        self.lines(|line| {
+            let text = String::from_utf8_lossy(line);
+            let mut words = text.split(' ').map_while(|word| word.parse::<u64>().ok());
+            match (words.next(), words.next()) {
+                (Some(number), Some(size)) if sizes.len() < MAILS_MAX => {
+                    sizes.insert(u32::try_from(number).unwrap_or(u32::MAX), size);
+                }
+                _ => bad = Some(text.into_owned()),
+            }
+        })?;
+        ensure!(bad.is_none(), "LIST answered {bad:?}");
+        Ok(sizes)
+    }
+
+    /// Retrieves each mail and deletes it right after. `each(number, octets, end)` is called with what was received
+    /// (CRLFs counted, without the stuffing) and when its last line had come.
+    pub fn retrieve_and_delete(
+        &mut self,
+        numbers: &[u32],
+        mut each: impl FnMut(u32, u64, Instant) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let commands: Vec<(bool, u32)> = numbers
+            .iter()
+            .flat_map(|number| [(true, *number), (false, *number)])
+            .collect();
+        let mut octets = 0;
+        let mut ended = Instant::now();
+        let text = |(retrieves, number): &(bool, u32)| {
+            format!("{} {number}", if *retrieves { "RETR" } else { "DELE" })
+        };
+        self.pipeline(&commands, text, |drop, at| {
+            let Some((retrieves, number)) = commands.get(at).copied() else {
+                return Ok(());
+            };
+            if !retrieves {
+                return each(number, octets, ended);
+            }
+            octets = 0;
+            drop.lines(|line| octets += line.len() as u64 + 2)?;
+            ended = Instant::now();
+            Ok(())
+        })
+    }
+
     /// Retrieves mails in the order given. `line(n, l)` gets each line of the n-th of them, without CRLF and with the
     /// stuffing taken away; `end(n)` follows.
     pub fn retrieve<T>(
@@ -146,16 +197,20 @@ impl Maildrop {
         line: impl Fn(&mut T, usize, &[u8]),
         end: impl Fn(&mut T, usize),
     ) -> anyhow::Result<()> {
-        self.pipeline("RETR", numbers, |drop, at| {
-            drop.lines(|bytes| line(state, at, bytes))?;
-            end(state, at);
-            Ok(())
-        })
+        self.pipeline(
+            numbers,
+            |number| format!("RETR {number}"),
+            |drop, at| {
+                drop.lines(|bytes| line(state, at, bytes))?;
+                end(state, at);
+                Ok(())
+            },
+        )
     }
 
     /// Marks mails as deleted; [`Maildrop::quit`] makes it so.
     pub fn delete(&mut self, numbers: &[u32]) -> anyhow::Result<()> {
-        self.pipeline("DELE", numbers, |_, _| Ok(()))
+        self.pipeline(numbers, |number| format!("DELE {number}"), |_, _| Ok(()))
     }
 
     /// Ends the session in order; an error means that the deletions may not have happened.
@@ -164,25 +219,26 @@ impl Maildrop {
         self.ok("QUIT").map(|_| ())
     }
 
-    fn pipeline(
+    /// Sends commands, as many ahead as the window allows; `answered` is called after each positive response.
+    fn pipeline<C>(
         &mut self,
-        verb: &str,
-        numbers: &[u32],
+        commands: &[C],
+        text: impl Fn(&C) -> String,
         mut answered: impl FnMut(&mut Maildrop, usize) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let mut sent = 0;
-        for (at, number) in numbers.iter().enumerate() {
+        for (at, command) in commands.iter().enumerate() {
             // Refill when half of the window is used up, so that commands travel in few packets.
             if sent - at <= self.window / 2 {
-                let until = numbers.len().min(at + self.window);
-                let batch: String = numbers[sent..until]
+                let until = commands.len().min(at + self.window);
+                let batch: String = commands[sent..until]
                     .iter()
-                    .map(|n| format!("{verb} {n}\r\n"))
+                    .map(|command| text(command) + "\r\n")
                     .collect();
                 self.stream.get_mut().send(batch.as_bytes())?;
                 sent = until;
             }
-            self.ok(verb).with_context(|| format!("message {number}"))?;
+            self.ok(&text(command))?;
             answered(self, at)?;
         }
         Ok(())

@@ -464,7 +464,8 @@ mod tests {
     #[test]
     fn no_rate_without_its_conditions() {
         assert_eq!(whole().rate(100, 2.0), Ok(50.0));
-        let without: [(&str, fn(&mut Conditions)); 10] = [
+        type Remove = fn(&mut Conditions);
+        let without: [(&str, Remove); 10] = [
             ("size mix", |c| c.size_mix.clear()),
             ("sessions", |c| c.sessions = 0),
             ("users", |c| c.users = 0),
