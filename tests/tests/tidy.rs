@@ -16,7 +16,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ("shard", &["mail", "proto", "log", "serve"]),
     ("blob", &["mail", "proto"]),
     ("directory", &["mail"]),
-    ("smtp", &["mail"]),
+    ("smtp", &["mail", "serve"]),
     ("home", &["mail", "proto", "log", "shard", "engine"]),
     ("queue", &["mail", "proto", "log", "serve", "shard"]),
     ("store", &["mail", "proto", "log", "shard", "engine"]),

@@ -11,8 +11,7 @@
 //! * [`options`]: limits and deadlines
 //! * [`server`]: one connection, TLS around it, what is logged about it
 //! * `conversation`: what is said in it: lines in, actions done, replies out
-//! * `line`: command lines out of the byte stream
-//! * `command`: their grammar
+//! * `command`: the grammar of command lines, which [`hikyaku_serve::line`] has cut out of the byte stream
 //! * `sasl`: what an answer to AUTH PLAIN says
 //! * `session`: the states and what each command means in them; no I/O
 //! * [`maildrop`]: what a session sees: numbers, sizes, unique ids, deletion marks
@@ -25,7 +24,6 @@ pub mod server;
 
 mod command;
 mod conversation;
-mod line;
 pub mod maildrop;
 mod multiline;
 mod reply;

@@ -8,8 +8,7 @@
 //! * [`backend`]: the seam to the edge, and what it learns about the peer
 //! * [`options`]: limits and deadlines
 //! * [`proxy`]: the client's address from a load balancer
-//! * [`input`]: lines out of bytes
-//! * [`command`]: commands out of lines
+//! * [`command`]: commands out of lines, which [`hikyaku_serve::line`] has cut out of bytes
 //! * [`parameters`]: what MAIL and RCPT may ask for
 //! * [`session`]: which command is legal now, without I/O
 //! * [`content`]: the content between 354 and the final dot, without I/O
@@ -20,7 +19,6 @@
 pub mod backend;
 pub mod command;
 pub mod content;
-pub mod input;
 pub mod options;
 mod pace;
 pub mod parameters;

@@ -10,6 +10,7 @@
 
 use bytes::Buf;
 use hikyaku_mail::reply::{Rejection, Reply};
+use hikyaku_serve::line::Line;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
@@ -19,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{Abort, Backend, End, Peer, Phase, TlsSession, Transaction};
 use crate::command::{self, Chunk, Refusal};
 use crate::content::{Event, Scanner};
-use crate::input::Line;
 use crate::options::Options;
 use crate::pace::Pace;
 use crate::session::{

@@ -9,12 +9,14 @@ use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
 use hikyaku_mail::reply::Reply;
+use hikyaku_serve::line::{Line, LineCutter};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::timeout;
 
 use crate::backend::End;
-use crate::input::{Line, LineCutter};
 
+/// A line this long, CRLF included, is kept whole so that the command grammar can judge it.
+const LINE_BYTES_MAX: usize = 1024 + 2;
 /// Read at once while a content comes in.
 pub const BLOCK_BYTES: usize = 32 << 10;
 /// Read at once while commands come in.
@@ -57,7 +59,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Wire<S> {
 
     /// The next line that has been read, if there is one.
     pub fn cut_line(&mut self) -> Option<Line> {
-        self.lines.cut(&mut self.input)
+        self.lines.cut(&mut self.input, LINE_BYTES_MAX)
     }
 
     /// Reads up to `bytes_max` more octets; none at the end of the stream.
@@ -176,7 +178,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::{BLOCK_BYTES, COMMAND_BYTES, OUTPUT_BYTES_MAX, Wire};
-    use crate::input::Line;
+    use hikyaku_serve::line::Line;
 
     /// What `docs/LIMITS.md` states for the input, between commands and in a content.
     const INPUT_IDLE_BYTES: usize = 16 << 10;

@@ -8,6 +8,9 @@ use std::fmt;
 
 use crate::pop3::reply::Reply;
 
+/// The longest line with a command, octets with its CRLF (RFC 2449 section 4).
+pub const LINE_BYTES_MAX: usize = 255;
+
 /// One command. Numbers too large for their type are the largest of it, which no message has and every message is shorter than.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {

@@ -9,6 +9,10 @@ use base64::engine::general_purpose::STANDARD;
 use crate::pop3::command::Password;
 use crate::pop3::reply::{Reply, ResponseCode};
 
+/// The longest line with a response, octets with its CRLF. RFC 5034 section 4: any length that the mechanism needs; a name, the
+/// same name again and a password of the length that the directory looks at, in base64.
+pub const RESPONSE_BYTES_MAX: usize = 2050;
+
 /// Why a response is no login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SaslError {
@@ -67,8 +71,7 @@ mod tests {
     use base64::engine::general_purpose::STANDARD;
     use proptest::prelude::{any, prop, proptest};
 
-    use super::{SaslError, plain};
-    use crate::pop3::line::RESPONSE_BYTES_MAX;
+    use super::{RESPONSE_BYTES_MAX, SaslError, plain};
 
     fn of(decoded: &[u8]) -> Result<(String, Vec<u8>), SaslError> {
         let (name, password) = plain(STANDARD.encode(decoded).as_bytes())?;

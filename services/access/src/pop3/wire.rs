@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use bytes::{BufMut, BytesMut};
+use hikyaku_serve::line::{Line, LineCutter};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::pop3::line::{Line, LineCutter};
 use crate::pop3::reply::Reply;
 
 /// Commands read ahead of the one being answered.

@@ -1,15 +1,10 @@
-//! Command lines out of a byte stream (RFC 1939 section 3, RFC 2449 section 4: 255 octets with CRLF).
+//! Command lines out of a byte stream, for SMTP and POP3.
 //!
-//! Only CRLF ends a line. A lone CR or LF is reported the moment it is seen: nobody may doubt where a command ended.
-//! From here a line goes to [`crate::pop3::command`].
+//! Only CRLF ends a line (RFC 5321 section 2.3.8, RFC 1939 section 3). A lone CR or LF is reported the moment it is seen, so that
+//! two parsers never disagree about where a command ended.
 
 use bytes::{Buf, Bytes, BytesMut};
 
-/// The longest line, octets with its CRLF.
-pub const LINE_BYTES_MAX: usize = 255;
-/// The longest line that answers a challenge. RFC 5034 section 4: any length that the mechanism needs; a name, the same name
-/// again and a password of the length that the directory looks at, in base64.
-pub const RESPONSE_BYTES_MAX: usize = 2050;
 /// So much of one line is discarded before the peer is given up.
 const LINE_BYTES_DISCARDED_MAX: usize = 64 << 10;
 
@@ -18,7 +13,7 @@ const LINE_BYTES_DISCARDED_MAX: usize = 64 << 10;
 pub enum Line {
     /// A line, without its CRLF.
     Complete(Bytes),
-    /// A line over its limit; it has ended.
+    /// A line over its limit; it has ended, and what it said is gone.
     TooLong,
     /// A CR without LF or an LF without CR.
     Malformed,
@@ -34,8 +29,8 @@ pub struct LineCutter {
 }
 
 impl LineCutter {
-    /// Cuts the first line of at most `bytes_max` off `input`; `None` when more input must come first, and then no more than
-    /// that is kept.
+    /// Cuts the first line of at most `bytes_max` octets, its CRLF included, off `input`; `None` when more input must come first,
+    /// and then no more than that is kept.
     pub fn cut(&mut self, input: &mut BytesMut, bytes_max: usize) -> Option<Line> {
         let unseen = input.get(self.scanned..).unwrap_or_default();
         let Some(found) = memchr::memchr2(b'\r', b'\n', unseen) else {
@@ -80,7 +75,10 @@ impl LineCutter {
 mod tests {
     use bytes::{Bytes, BytesMut};
 
-    use super::{LINE_BYTES_MAX, Line, LineCutter};
+    use super::{Line, LineCutter};
+
+    /// RFC 2449 section 4
+    const LINE_BYTES_MAX: usize = 255;
 
     fn lines(pieces: &[&[u8]]) -> (Vec<Line>, usize) {
         let (mut cutter, mut input, mut lines) =
@@ -154,6 +152,7 @@ mod tests {
         let mut pieces: Vec<&[u8]> = vec![&long; 60];
         pieces.push(b"\r\nNOOP\r\n");
         assert_eq!(lines(&pieces).0, [Line::TooLong, complete("NOOP")]);
+        assert_eq!(lines(&[&long, &long, b"x\ny\r\n"]).0, [Line::Malformed]);
         let (lines, kept) = lines(&vec![&long[..]; 1000]);
         assert_eq!(lines, [Line::Endless]);
         assert!(kept <= LINE_BYTES_MAX, "{kept}");
