@@ -110,6 +110,8 @@ impl Changes {
             connections_max,
             connections_per_source_max,
             memory_bytes_max,
+            command_timeout,
+            data_timeout,
         } = old;
         self.restart("smtp.listen", listen, &new.listen);
         self.restart("smtp.listen_tls", listen_tls, &new.listen_tls);
@@ -136,6 +138,12 @@ impl Changes {
             memory_bytes_max,
             &new.memory_bytes_max,
         );
+        self.live(
+            "smtp.command_timeout",
+            command_timeout,
+            &new.command_timeout,
+        );
+        self.live("smtp.data_timeout", data_timeout, &new.data_timeout);
     }
 
     fn pop3(&mut self, old: &Pop3, new: &Pop3) {
@@ -145,6 +153,8 @@ impl Changes {
             cleartext_login,
             connections_max,
             connections_per_source_max,
+            login_timeout,
+            idle_timeout,
         } = old;
         self.restart("pop3.listen", listen, &new.listen);
         self.restart("pop3.listen_tls", listen_tls, &new.listen_tls);
@@ -163,6 +173,8 @@ impl Changes {
             connections_per_source_max,
             &new.connections_per_source_max,
         );
+        self.live("pop3.login_timeout", login_timeout, &new.login_timeout);
+        self.live("pop3.idle_timeout", idle_timeout, &new.idle_timeout);
     }
 
     fn queue(&mut self, old: &Queue, new: &Queue) {

@@ -101,6 +101,10 @@ pub struct Smtp {
     pub connections_per_source_max: u32,
     /// Memory for messages being received, all connections together.
     pub memory_bytes_max: Bytes,
+    /// For one command to arrive, and for a reply to be taken.
+    pub command_timeout: Interval,
+    /// For the next octets of a content to arrive.
+    pub data_timeout: Interval,
 }
 
 /// `[pop3]`
@@ -117,6 +121,10 @@ pub struct Pop3 {
     pub connections_max: u32,
     /// Connections at once from one address.
     pub connections_per_source_max: u32,
+    /// From the banner to a login.
+    pub login_timeout: Interval,
+    /// For one command to arrive.
+    pub idle_timeout: Interval,
 }
 
 /// `[tls]`
@@ -259,6 +267,8 @@ impl Default for Smtp {
             connections_max: 2000,
             connections_per_source_max: 200,
             memory_bytes_max: Bytes(128 << 20),
+            command_timeout: Interval(Duration::from_secs(300)),
+            data_timeout: Interval(Duration::from_secs(180)),
         }
     }
 }
@@ -271,6 +281,8 @@ impl Default for Pop3 {
             cleartext_login: false,
             connections_max: 2000,
             connections_per_source_max: 200,
+            login_timeout: Interval(Duration::from_secs(180)),
+            idle_timeout: Interval(Duration::from_secs(600)),
         }
     }
 }

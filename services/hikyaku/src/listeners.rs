@@ -14,6 +14,7 @@ use hikyaku_control::admin::AdminService;
 use hikyaku_edge::backend::{Edge, EdgeBackend};
 use hikyaku_proto::v1::admin_server::AdminServer;
 use hikyaku_serve::listen::{Admission, accept_loop};
+use hikyaku_serve::sparing::Sparing;
 use hikyaku_serve::tasks::Tasks;
 use hikyaku_smtp::backend::Peer;
 use hikyaku_smtp::proxy::{ProxyOptions, client_address};
@@ -67,6 +68,7 @@ impl Listeners<'_> {
                     _ => SmtpTls::StartTls,
                 },
                 proxied,
+                sparing: Sparing::default(),
                 backend: backend.clone(),
                 sessions: sessions.clone(),
                 live: self.live.clone(),
@@ -173,6 +175,7 @@ struct SmtpPort {
     tls: fn(TlsAcceptor) -> SmtpTls,
     /// Whether load balancers connect to it.
     proxied: bool,
+    sparing: Sparing,
     backend: Arc<EdgeBackend>,
     /// The number of the next session of all ports.
     sessions: Arc<AtomicU64>,
@@ -187,7 +190,8 @@ impl SmtpPort {
         // the client's own place among the connections, held until its session ends
         let mut _admission = None;
         if self.proxied {
-            let Some((client, place)) = from_balancer(&mut stream, address, &self.live).await
+            let Some((client, place)) =
+                from_balancer(&mut stream, address, &self.live, &self.sparing).await
             else {
                 return;
             };
@@ -210,6 +214,7 @@ async fn from_balancer(
     stream: &mut TcpStream,
     balancer: SocketAddr,
     live: &Live,
+    sparing: &Sparing,
 ) -> Option<(SocketAddr, Admission)> {
     let networks = live
         .serving()
@@ -222,13 +227,17 @@ async fn from_balancer(
     let client = match client_address(stream, balancer, &ProxyOptions::new(networks)).await {
         Ok(client) => client,
         Err(reason) => {
-            tracing::info!(%balancer, %reason, "closed: no client from a load balancer");
+            if let Some(left_out) = sparing.line() {
+                tracing::info!(%balancer, %reason, left_out, "closed: no client from a load balancer");
+            }
             return None;
         }
     };
     let place = live.smtp_gate.admit(client.ip());
-    if place.is_none() {
-        tracing::info!(peer = %client, %balancer, "closed: too many connections from this address");
+    if place.is_none()
+        && let Some(left_out) = sparing.line()
+    {
+        tracing::info!(peer = %client, %balancer, left_out, "closed: too many connections from this address");
     }
     Some((client, place?))
 }

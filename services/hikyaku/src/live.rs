@@ -30,7 +30,8 @@ impl Serving {
             content_bytes_max: config.smtp.message_bytes_max.0,
             recipients_max: config.smtp.recipients_max,
             ..SmtpOptions::new(config.node.hostname.0.clone())
-        };
+        }
+        .with_deadlines(config.smtp.command_timeout.0, config.smtp.data_timeout.0);
         let login = if config.pop3.cleartext_login {
             Login::Cleartext
         } else {
@@ -39,7 +40,8 @@ impl Serving {
         let pop3 = Pop3Options {
             login,
             ..Pop3Options::default()
-        };
+        }
+        .with_deadlines(config.pop3.login_timeout.0, config.pop3.idle_timeout.0);
         Serving {
             config,
             smtp: Arc::new(smtp),

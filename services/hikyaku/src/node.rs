@@ -23,6 +23,7 @@ use hikyaku_edge::recipient;
 use hikyaku_mail::path::ForwardPath;
 use hikyaku_mail::reply::Reply;
 use hikyaku_queue::intake::Intake;
+use hikyaku_serve::descriptors;
 use hikyaku_serve::tasks::Tasks;
 use hikyaku_serve::tls::Material;
 use hikyaku_shard::ambient::SharedAmbient;
@@ -43,6 +44,9 @@ use crate::shards::Shards;
 use crate::sweep::Sweep;
 use crate::telemetry::Logging;
 use crate::{certificates, users};
+
+/// File descriptors for all that is no connection: stores, log, blobs.
+const DESCRIPTORS_BESIDE: u64 = 1000;
 
 /// A running machine.
 pub struct Node {
@@ -66,6 +70,7 @@ impl Node {
         let ambient: SharedAmbient = Arc::new(System);
         look_first(&config, &ambient)?;
         let lock = DirectoryLock::take(&config.node.data_dir)?;
+        allow_descriptors(&config);
         let (tasks, ground) = (Tasks::new(), Tasks::new());
         let started = Starting {
             config: &config,
@@ -124,6 +129,20 @@ impl Node {
             drop(shards);
         });
         let _ = flushed.await;
+    }
+}
+
+/// As many file descriptors as there may be, and a line where that is too few.
+fn allow_descriptors(config: &Config) {
+    let connections =
+        u64::from(config.smtp.connections_max) + u64::from(config.pop3.connections_max);
+    let needed = connections + DESCRIPTORS_BESIDE;
+    if let Some(allowed) = descriptors::raise().filter(|allowed| *allowed < needed) {
+        tracing::warn!(
+            allowed,
+            needed,
+            "fewer file descriptors than connections there may be: connections will be kept waiting"
+        );
     }
 }
 

@@ -1,9 +1,10 @@
-//! Running a server: tasks that drain, listeners, lines, TLS material, what is counted and traced.
+//! Running a server: tasks that drain, listeners, TLS material, what is counted and traced.
 //!
 //! # Layout
 //! * [`tasks`]: every task a node runs, so that it can drain or die as a whole
 //! * [`listen`]: accept loops with limits
-//! * [`line`]: command lines out of a byte stream
+//! * [`descriptors`]: as many as there may be
+//! * [`sparing`]: log lines that strangers can cause as often as they like
 //! * [`tls`]: certificates from files
 //! * [`validity`]: from when to when a certificate is valid
 //! * [`metrics`]: counters and histograms
@@ -14,9 +15,10 @@
     allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)
 )]
 
-pub mod line;
+pub mod descriptors;
 pub mod listen;
 pub mod metrics;
+pub mod sparing;
 pub mod tasks;
 pub mod tls;
 pub mod trace;

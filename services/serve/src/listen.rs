@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 
 use crate::metrics;
+use crate::sparing::Sparing;
 use crate::tasks::Tasks;
 
 /// How many connections the listeners of one service hold together.
@@ -19,7 +20,7 @@ use crate::tasks::Tasks;
 pub struct ListenLimits {
     /// Connections at once; the next ones wait in the system's backlog.
     pub connections_max: usize,
-    /// Connections at once from one address; more are closed at once.
+    /// Connections at once from one source, which is an IPv4 address or an IPv6 /64; more are closed at once.
     pub connections_per_source_max: usize,
 }
 
@@ -88,8 +89,7 @@ impl Gate {
     /// A place for one more connection of `source`, unless it has too many: for whoever learns the source later than the
     /// accept loop, which waits for room in all.
     pub fn admit(&self, source: IpAddr) -> Option<Admission> {
-        // all addresses of one IPv4 host over a socket for both are one source
-        let source = source.to_canonical();
+        let source = source_of(source);
         let mut counts = self.counts();
         let max = counts.limits.connections_per_source_max;
         let count = counts.sources.entry(source).or_insert(0);
@@ -103,6 +103,18 @@ impl Gate {
             gate: self.clone(),
             source,
         })
+    }
+}
+
+/// What counts as one source: an IPv4 address, also one that came over a socket for both, or a /64, all of which whoever has
+/// one IPv6 address usually has.
+fn source_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+        }
+        v4 => v4,
     }
 }
 
@@ -145,6 +157,7 @@ pub fn accept_loop<S, F>(
     let draining = tasks.draining();
     let (taken, refused) = labels(name);
     let gate = limits.into();
+    let sparing = Sparing::default();
     tasks.spawn(name, async move {
         loop {
             let next = async {
@@ -167,7 +180,9 @@ pub fn accept_loop<S, F>(
             };
             let Some(admission) = gate.admit(peer.ip()) else {
                 metrics::CONNECTIONS.count(refused);
-                tracing::info!(listener = name, %peer, "closed: too many connections from this address");
+                if let Some(left_out) = sparing.line() {
+                    tracing::info!(listener = name, %peer, left_out, "closed: too many connections from this address");
+                }
                 continue;
             };
             metrics::CONNECTIONS.count(taken);
@@ -219,6 +234,10 @@ mod tests {
         assert!(gate.admit(one).is_none(), "one address, one connection");
         assert!(gate.admit("::ffff:192.0.2.1".parse().unwrap()).is_none());
         let second = gate.admit(two).unwrap();
+        let v6 = |text: &str| gate.admit(text.parse().unwrap());
+        let neighbour = v6("2001:db8:0:1::1").unwrap();
+        assert!(v6("2001:db8:0:1:2:3:4:5").is_none(), "one /64, one source");
+        drop((v6("2001:db8:0:2::1").unwrap(), neighbour));
         let patience = Duration::from_secs(1);
         assert!(
             tokio::time::timeout(patience, gate.room()).await.is_err(),

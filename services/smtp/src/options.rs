@@ -79,4 +79,21 @@ impl Options {
             greet_delay: None,
         }
     }
+
+    /// With so much time for a command and for the next octets of a content; the other deadlines are no later than these.
+    #[must_use]
+    pub fn with_deadlines(
+        self,
+        command_timeout: Duration,
+        data_block_timeout: Duration,
+    ) -> Options {
+        Options {
+            command_timeout,
+            data_block_timeout,
+            data_rate_window: self.data_rate_window.min(data_block_timeout),
+            write_timeout: self.write_timeout.min(command_timeout),
+            handshake_timeout: self.handshake_timeout.min(command_timeout),
+            ..self
+        }
+    }
 }

@@ -64,6 +64,20 @@ impl Default for Pop3Options {
     }
 }
 
+impl Pop3Options {
+    /// With so much time until the login and for a command; the other deadlines of the peer are no later than these.
+    #[must_use]
+    pub fn with_deadlines(self, login_timeout: Duration, idle_timeout: Duration) -> Pop3Options {
+        Pop3Options {
+            login_timeout,
+            idle_timeout,
+            write_timeout: self.write_timeout.min(idle_timeout),
+            handshake_timeout: self.handshake_timeout.min(login_timeout),
+            ..self
+        }
+    }
+}
+
 /// How a listener does TLS.
 #[derive(Clone)]
 pub enum Tls {
