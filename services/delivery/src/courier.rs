@@ -4,6 +4,7 @@ use std::future::Future;
 
 use bytes::Bytes;
 use hikyaku_directory::Decision;
+use hikyaku_mail::dsn::Action;
 use hikyaku_mail::id::DeliveryId;
 use hikyaku_mail::path::Mailbox;
 use hikyaku_mail::reply::Reply;
@@ -20,6 +21,7 @@ use tracing::{Instrument as _, Span};
 use crate::homes::Owner;
 use crate::job::{ANSWER_TIMEOUT, Job, Step};
 use crate::lanes::LaneKey;
+use crate::report::{self, Event};
 use crate::{bounce, expand};
 
 /// Owners followed in a row; more is a quarrel between Home and the shards, which is ours to mend.
@@ -189,7 +191,15 @@ async fn delivered(
         uid_validity: stored.uid_validity,
         uid: stored.uid,
     };
-    job.record(Attempt::Delivered(fact)).await;
+    let event = Event {
+        with: job
+            .context
+            .shard
+            .read(|machine| machine.served_with(job.work.key)),
+        ..Event::now(Action::Delivered)
+    };
+    let report = report::of_success(job, event).await?;
+    job.record_with(Attempt::Delivered(fact), report).await;
     let at = format!("mbox-{shard}/{}", local.account);
     job.settled("delivered", &at, None, "");
     Ok(Step::Done)

@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use hikyaku_directory::explain::DEPTH_MAX;
 use hikyaku_directory::{Account, Decision, Resolution};
+use hikyaku_mail::dsn::Action;
 use hikyaku_mail::path::Mailbox;
 use hikyaku_mail::reply::Reply;
 use hikyaku_proto::v1::outcome::Result as Attempt;
@@ -11,10 +12,12 @@ use hikyaku_proto::v1::recipient::Target;
 use hikyaku_proto::v1::{
     Deferred, ExpandTarget, LocalTarget, Recipient, RemoteTarget, Routed, Status, record::Command,
 };
+use hikyaku_queue::delays::asks;
 use hikyaku_queue::machine::Answer;
 
 use crate::bounce;
 use crate::job::{Job, Step};
+use crate::report::{self, Composed, Event};
 
 /// Members of one group; a larger one waits for an operator.
 const MEMBERS_MAX: usize = 1000;
@@ -51,7 +54,8 @@ pub async fn route(
                 return disabled(job).await;
             }
             let child = local(job, &delivered_to, &account);
-            routed(job, vec![child], None, rule).await
+            let report = served_already(job, account.id.as_str()).await?;
+            routed(job, vec![child], None, rule, report).await
         }
         Decision::Forward { .. } | Decision::Group { .. } if again => {
             let reply = Reply::new(554, (5, 4, 6), "routing loop");
@@ -59,7 +63,11 @@ pub async fn route(
         }
         Decision::Forward { to } => {
             let children = children(job, &[to], &followed).await;
-            routed(job, children, None, rule).await
+            let report = match &children[..] {
+                [only] => served_by_child(job, only).await?,
+                _ => None,
+            };
+            routed(job, children, None, rule, report).await
         }
         Decision::Group { members, .. } if members.len() > MEMBERS_MAX => {
             job.hold("group-too-large").await
@@ -69,17 +77,18 @@ pub async fn route(
             bounce::fail(job, reply, "group without members").await
         }
         Decision::Group { members, errors_to } => {
-            let children = children(job, &members, &followed).await;
-            routed(job, children, errors_to, rule).await
+            let mut children = children(job, &members, &followed).await;
+            let report = told_of_members(job, &mut children, errors_to.is_some()).await?;
+            routed(job, children, errors_to, rule, report).await
         }
         Decision::Relay { host, address } => {
             // the brackets say: this host itself, not its MX
             let child = remote(job, &address, format!("[{host}]"));
-            routed(job, vec![child], None, rule).await
+            routed(job, vec![child], None, rule, None).await
         }
         Decision::Foreign => {
             let child = remote(job, address, address.domain().to_owned());
-            routed(job, vec![child], None, rule).await
+            routed(job, vec![child], None, rule, None).await
         }
         Decision::NoSuchUser => {
             let reply = Reply::new(550, (5, 1, 1), "no such user here");
@@ -138,6 +147,67 @@ async fn children(job: &mut Job<'_>, addresses: &[Mailbox], seen: &[String]) -> 
     children
 }
 
+/// What becomes of the wish to hear of success when a group is replaced by its members (RFC 3461 section 5.2.7).
+///
+/// With an address for errors it is a mailing list: the mail has arrived there, which is reported as a delivery, and members get
+/// it without the sender's wishes (5.2.7.1). Without one it is an alias of several addresses: reported as an expansion, after
+/// which nobody reports further deliveries (5.2.7.3). A single member is like a forward: the wish goes on to it (5.2.7.2).
+async fn told_of_members(
+    job: &mut Job<'_>,
+    children: &mut [Recipient],
+    is_list: bool,
+) -> Result<Option<Composed>, Step> {
+    let action = match (is_list, children.len()) {
+        (false, 0 | 1) => {
+            return match children.first() {
+                Some(only) => served_by_child(job, only).await,
+                None => Ok(None),
+            };
+        }
+        (false, _) => Action::Expanded,
+        (true, _) => Action::Delivered,
+    };
+    for child in children.iter_mut() {
+        if is_list {
+            child.notify.clear();
+            child.original_recipient.clear();
+        } else {
+            child.notify = without_success(&child.notify);
+        }
+    }
+    report::of_success(job, Event::now(action)).await
+}
+
+/// A NOTIFY value that asks for the same, but not to hear of success; that nothing is left of it is said as NEVER.
+fn without_success(notify: &str) -> String {
+    if !asks(notify, "SUCCESS") {
+        return notify.to_owned();
+    }
+    let rest = ["FAILURE", "DELAY"];
+    let rest: Vec<&str> = rest.into_iter().filter(|word| asks(notify, word)).collect();
+    match rest.is_empty() {
+        true => "NEVER".to_owned(),
+        false => rest.join(","),
+    }
+}
+
+/// The report of success for a recipient whose only child has a mailbox that has the mail already: the child ends at once.
+async fn served_by_child(job: &mut Job<'_>, child: &Recipient) -> Result<Option<Composed>, Step> {
+    match &child.target {
+        Some(Target::Local(local)) => served_already(job, &local.account).await,
+        _ => Ok(None),
+    }
+}
+
+async fn served_already(job: &mut Job<'_>, account: &str) -> Result<Option<Composed>, Step> {
+    let (message, _) = job.work.key;
+    let shard = &job.context.shard;
+    if !shard.read(|machine| machine.has_delivered(message, account)) {
+        return Ok(None);
+    }
+    report::of_success(job, Event::now(Action::Delivered)).await
+}
+
 fn child(job: &Job<'_>, address: &Mailbox, target: Target) -> Recipient {
     Recipient {
         address: address.to_string(),
@@ -165,6 +235,7 @@ async fn routed(
     children: Vec<Recipient>,
     errors_to: Option<Mailbox>,
     rule: &str,
+    report: Option<Composed>,
 ) -> Result<Step, Step> {
     let count = children.len();
     let (message, recipient) = job.work.key;
@@ -175,9 +246,15 @@ async fn routed(
         failure: None,
         errors_to: errors_to.map(|address| address.to_string()),
         reason: rule.to_owned(),
+        report: report.as_ref().map(|report| report.accept.clone()),
     });
     match job.context.facts.commit(command).await {
-        Answer::Changed(_) => job.settled("expanded", &format!("{count} recipients"), None, rule),
+        Answer::Changed(_) => {
+            job.settled("expanded", &format!("{count} recipients"), None, rule);
+            if let Some(report) = report {
+                report.queued(message);
+            }
+        }
         Answer::Void => {
             // somebody else was first, or it would have too many recipients
             let key = job.work.key;
@@ -192,4 +269,23 @@ async fn routed(
         }
     }
     Ok(Step::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_success;
+
+    #[test]
+    fn members_report_what_else_was_asked_for() {
+        for (asked, left) in [
+            ("", ""),
+            ("NEVER", "NEVER"),
+            ("SUCCESS", "NEVER"),
+            ("SUCCESS,FAILURE", "FAILURE"),
+            ("SUCCESS,FAILURE,DELAY", "FAILURE,DELAY"),
+            ("DELAY", "DELAY"),
+        ] {
+            assert_eq!(without_success(asked), left);
+        }
+    }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hikyaku_mail::id::MessageId;
 use hikyaku_proto::v1::outcome::Result as Attempt;
-use hikyaku_proto::v1::{Attempted, Outcome, record::Command};
+use hikyaku_proto::v1::{Accept, Attempted, Outcome, record::Command};
 use hikyaku_queue::machine::{Answer, QueueMachine};
 use hikyaku_serve::tasks::Tasks;
 use hikyaku_shard::runtime::Shard;
@@ -63,6 +63,26 @@ impl Facts {
         self.commit(attempted(message, vec![outcome])).await;
     }
 
+    /// Records an outcome and the report of it in one record, apart from other facts.
+    pub async fn report(
+        &self,
+        message: MessageId,
+        recipient: u32,
+        result: Attempt,
+        report: Accept,
+    ) -> Answer {
+        let outcome = Outcome {
+            recipient,
+            result: Some(result),
+        };
+        self.commit(Command::Attempted(Attempted {
+            message_id: Bytes::copy_from_slice(&message.to_bytes()),
+            outcomes: vec![outcome],
+            report: Some(report),
+        }))
+        .await
+    }
+
     /// Offers `command` to the log until it has been applied, and says what that did. A repeat after an unknown outcome can
     /// hear [`Answer::Void`] although the first one had its effect.
     pub async fn commit(&self, command: Command) -> Answer {
@@ -97,6 +117,7 @@ fn attempted(message: MessageId, outcomes: Vec<Outcome>) -> Command {
     Command::Attempted(Attempted {
         message_id: Bytes::copy_from_slice(&message.to_bytes()),
         outcomes,
+        report: None,
     })
 }
 

@@ -15,7 +15,7 @@ use hikyaku_proto::v1::outcome::Result as Attempt;
 use hikyaku_proto::v1::recipient::Target;
 use hikyaku_proto::v1::{Body, Held, Record};
 use hikyaku_queue::bodies::body_in;
-use hikyaku_queue::machine::QueueMachine;
+use hikyaku_queue::machine::{Answer, QueueMachine};
 use hikyaku_queue::work::Work;
 use hikyaku_serve::metrics;
 use hikyaku_shard::runtime::Shard;
@@ -26,6 +26,7 @@ use crate::homes::Homes;
 use crate::lanes::{Entry, LaneKey};
 use crate::leader::DeliveryOptions;
 use crate::placement::Placement;
+use crate::report::Composed;
 use crate::{courier, expand};
 
 /// Waiting for the directory, Home or the log to answer.
@@ -40,7 +41,7 @@ pub struct Context {
     pub shard: Shard<QueueMachine>,
     /// Who recipients are.
     pub directory: Arc<dyn Directory>,
-    /// Large bodies, read for a DSN's header only.
+    /// Large bodies, read for reports only.
     pub blobs: Arc<dyn Blobs>,
     /// Who owns accounts.
     pub home: HomeClient<Transport>,
@@ -167,6 +168,19 @@ impl Job<'_> {
         let (message, recipient) = self.work.key;
         let facts = &self.context.facts;
         facts.record(message, recipient, result).await;
+    }
+
+    /// The same, with what tells the sender of it, which becomes a message with it.
+    pub async fn record_with(&self, result: Attempt, report: Option<Composed>) {
+        let Some(report) = report else {
+            return self.record(result).await;
+        };
+        let (message, recipient) = self.work.key;
+        let facts = &self.context.facts;
+        let accept = report.accept.clone();
+        if facts.report(message, recipient, result, accept).await != Answer::Void {
+            report.queued(message);
+        }
     }
 
     /// What the directory says about `address`.

@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::carry;
 use crate::control::QueueControl;
+use crate::delays;
 use crate::facts::Facts;
 use crate::job::{self, Context, Ended, MailboxRouter, Step};
 use crate::lanes::{Entry, LaneKey, Lanes, Started};
@@ -153,6 +154,8 @@ impl Dispatcher {
         }
         let carrying = carry::run(self.context.clone(), drain.clone());
         self.tasks.spawn("carry", carrying);
+        let telling = delays::run(self.context.clone(), drain.clone());
+        self.tasks.spawn("delay reports", telling);
         let (sender, mut reports) = mpsc::channel(self.context.options.in_flight_max.max(1));
         let mut applied = self.context.shard.applied();
         let mut batch = Vec::with_capacity(ENDED_MAX);

@@ -19,6 +19,8 @@
 //! * [`courier`]: the local courier: Deliver, Void, and their answers
 //! * [`expand`]: aliases, forwards and groups, one step at a time
 //! * [`bounce`]: failing a recipient, with its DSN
+//! * [`report`]: who wants to hear of what, and the message that says it
+//! * [`delays`]: telling senders that it takes long
 //! * [`facts`]: into the log, until it takes it
 //! * [`schedule`]: when to try again, when to give up
 //! * [`placement`]: which mailbox shard a new account should live in
@@ -32,6 +34,7 @@ pub mod bounce;
 pub mod carry;
 pub mod control;
 pub mod courier;
+pub mod delays;
 pub mod expand;
 pub mod facts;
 pub mod homes;
@@ -39,6 +42,7 @@ pub mod job;
 pub mod lanes;
 pub mod leader;
 pub mod placement;
+pub mod report;
 pub mod schedule;
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ pub struct Schedule {
     pub expiry: Duration,
     /// The same for a message with the null reverse-path, which cannot bounce.
     pub expiry_null: Duration,
+    /// From acceptance until a sender who asked for it hears that it takes long.
+    pub delay_report: Duration,
 }
 
 impl Default for Schedule {
@@ -22,6 +24,7 @@ impl Default for Schedule {
             retry_max: Duration::from_secs(4 * 3600),
             expiry: Duration::from_secs(5 * 86400),
             expiry_null: Duration::from_secs(2 * 86400),
+            delay_report: Duration::from_secs(4 * 3600),
         }
     }
 }
@@ -44,12 +47,22 @@ impl Schedule {
     /// Whether a message received at `received_ms` has been tried long enough, by log time. Before the log's first tick
     /// nothing has.
     pub fn has_expired(&self, received_ms: u64, log_time_ms: u64, null_path: bool) -> bool {
+        log_time_ms >= self.expires_ms(received_ms, null_path)
+    }
+
+    /// When a message received at `received_ms` has been tried long enough.
+    pub fn expires_ms(&self, received_ms: u64, null_path: bool) -> u64 {
         let expiry = if null_path {
             self.expiry_null
         } else {
             self.expiry
         };
-        log_time_ms >= received_ms.saturating_add(millis(expiry))
+        received_ms.saturating_add(millis(expiry))
+    }
+
+    /// How old a message is when its delay is reported, milliseconds.
+    pub fn delay_report_ms(&self) -> u64 {
+        millis(self.delay_report)
     }
 }
 

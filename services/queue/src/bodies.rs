@@ -92,12 +92,14 @@ fn owned(body: &Body) -> Body {
     }
 }
 
-/// The body of message `id` in a record that holds one: its `Accept`, its `Carry`, or the `Bounce` it reports.
+/// The body of message `id` in a record that holds one: its `Accept`, its `Carry`, or the record that it reports.
 pub fn body_in(record: Record, id: MessageId) -> Option<Body> {
     let accept: Accept = match record.command? {
         Command::Accept(accept) => accept,
         Command::Carry(carry) => carry.accept?,
         Command::Bounce(bounce) => bounce.dsn?,
+        Command::Attempted(attempted) => attempted.report?,
+        Command::Routed(routed) => routed.report?,
         _ => return None,
     };
     (accept.message_id[..] == id.to_bytes()).then_some(accept.body)?

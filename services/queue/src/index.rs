@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use hikyaku_log::Position;
 use hikyaku_mail::id::MessageId;
 use hikyaku_proto::v1::recipient_state::State;
-use hikyaku_proto::v1::{Pending, RecipientState};
+use hikyaku_proto::v1::{Envelope, Pending, RecipientState};
 use prost::Message as _;
 
+use crate::delays::Delays;
 use crate::hash::{SetHash, element};
 use crate::kept::KeptFact;
 use crate::recipient::{Message, Slot, Stage};
@@ -53,6 +54,7 @@ pub struct Index {
     tallies: BTreeMap<String, Tally>,
     bytes: u64,
     taken: BTreeSet<RecipientKey>,
+    delays: Delays,
 }
 
 impl Index {
@@ -84,6 +86,11 @@ impl Index {
     /// The hash over all live messages.
     pub fn hash(&self) -> [u8; 32] {
         self.hash.to_bytes()
+    }
+
+    /// Recipients whose sender is still to be told that it takes long: those of mail received at `received_ms` or before.
+    pub fn delayed_since(&self, received_ms: u64, max: usize) -> Vec<RecipientKey> {
+        self.delays.before(received_ms, max)
     }
 
     /// The lowest pin.
@@ -166,7 +173,10 @@ impl Index {
             .tallies
             .entry(message.accept.tenant.clone())
             .or_default();
-        for (number, slot) in message.slots.iter_mut().enumerate() {
+        let Message { accept, slots, .. } = &mut **message;
+        let none = Envelope::default();
+        let envelope = accept.envelope.as_ref().unwrap_or(&none);
+        for (number, slot) in slots.iter_mut().enumerate() {
             if !slot.dirty {
                 continue;
             }
@@ -178,6 +188,7 @@ impl Index {
                 self.hash.add(hashed);
                 slot.element = hashed;
             }
+            self.delays.refresh(key, slot, envelope, held);
             let stage = stage(slot, held);
             if stage != slot.stage {
                 if let Some(old) = slot.stage {

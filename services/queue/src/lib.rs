@@ -22,6 +22,7 @@
 //! # Layout
 //! * [`machine`]: the state machine: what each record does, and when the log may be cut
 //! * [`index`]: live messages, what is due, what the log must keep, the state hash
+//! * [`delays`]: who is to be told that a mail takes long
 //! * [`recipient`]: the transitions of one message's recipients
 //! * [`kept`]: facts remembered down to the log start, so that a finished message never comes back
 //! * [`bodies`]: fresh bodies in memory, and where a record holds one
@@ -32,6 +33,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod bodies;
+pub mod delays;
 pub mod hash;
 pub mod index;
 pub mod inspect;

@@ -10,7 +10,7 @@
 //!    `as_of` on are applied to it.
 //!
 //! For a known message a Carry moves the pin and the content's position, never the state. A DSN pins the log where the
-//! message it reports about does: whether its `Bounce` was void depends on that message's state.
+//! message it reports about does: whether the record that brought it was void depends on that message's state.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -86,6 +86,8 @@ pub struct Counters {
     pub facts_ignored: u64,
     /// Recipients bounced with a DSN.
     pub bounced: u64,
+    /// Reports that became messages, of whatever they tell.
+    pub reports: u64,
     /// Recipients failed without a DSN because their message was one, or asked for none.
     pub double_bounces: u64,
     /// Carry records of messages known here.
@@ -295,33 +297,50 @@ impl QueueMachine {
     }
 
     fn bounce(&mut self, position: Position, time_ms: u64, bounce: Bounce) -> Answer {
-        let dsn = match &bounce.dsn {
-            None => None,
-            Some(accept) => match id_and_body(accept) {
-                Some((id, body)) => Some((id, body, accept)),
-                None => return self.misplaced(position),
-            },
-        };
-        // the message may be gone once it has bounced
-        let pin = MessageId::from_bytes(&bounce.message_id)
-            .and_then(|id| self.index.message(id))
-            .map(|message| message.pin);
         let fact = Fact::Bounced {
             recipients: bounce.recipients.iter().map(|r| r.recipient).collect(),
-            dsn_id: dsn
+            dsn_id: bounce
+                .dsn
                 .as_ref()
-                .map(|(id, ..)| Bytes::copy_from_slice(&id.to_bytes()))
+                .map(|dsn| Bytes::copy_from_slice(&dsn.message_id))
                 .unwrap_or_default(),
         };
-        let answer = self.fact(&bounce.message_id, position, time_ms, fact);
-        let (Answer::Changed(changed), Some(pin)) = (answer, pin) else {
+        let told = bounce.dsn.is_some();
+        let answer = self.reported(&bounce.message_id, position, time_ms, fact, bounce.dsn);
+        if let Answer::Changed(changed) = answer {
+            match told {
+                true => self.counters.bounced += u64::from(changed),
+                false => self.counters.double_bounces += u64::from(changed),
+            }
+        }
+        answer
+    }
+
+    /// A fact and the report that tells the sender of it: the report becomes a message if, and only if, the fact had its
+    /// effect, so whoever leads and however often, there is one report of one event.
+    fn reported(
+        &mut self,
+        about: &[u8],
+        position: Position,
+        time_ms: u64,
+        fact: Fact,
+        report: Option<Accept>,
+    ) -> Answer {
+        let Some(accept) = &report else {
+            return self.fact(about, position, time_ms, fact);
+        };
+        let Some((id, content)) = id_and_body(accept) else {
+            return self.misplaced(position);
+        };
+        // the message may be gone once this is applied
+        let pin = MessageId::from_bytes(about)
+            .and_then(|id| self.index.message(id))
+            .map(|message| message.pin);
+        let answer = self.fact(about, position, time_ms, fact);
+        let (Answer::Changed(_), Some(pin)) = (answer, pin) else {
             return answer;
         };
-        let Some((id, content, accept)) = dsn else {
-            self.counters.double_bounces += u64::from(changed);
-            return answer;
-        };
-        self.counters.bounced += u64::from(changed);
+        self.counters.reports += 1;
         if self.index.message(id).is_none() && !self.kept.was_accepted(id) {
             let message = Message {
                 slots: fresh(accept.recipients.clone()),
@@ -476,13 +495,23 @@ impl Machine for QueueMachine {
             }
             Command::Routed(mut routed) => {
                 let id = std::mem::take(&mut routed.message_id);
-                self.fact(&id, position, time_ms, Fact::Routed(Box::new(routed)))
+                // only the fact is kept
+                let report = routed.report.take();
+                let fact = Fact::Routed(Box::new(routed));
+                self.reported(&id, position, time_ms, fact, report)
             }
-            Command::Attempted(attempted) => self.fact(
+            Command::Attempted(attempted)
+                if attempted.report.is_some() && attempted.outcomes.len() != 1 =>
+            {
+                // whether it had its effect would not be one answer
+                self.misplaced(position)
+            }
+            Command::Attempted(attempted) => self.reported(
                 &attempted.message_id,
                 position,
                 time_ms,
                 Fact::Attempted(attempted.outcomes),
+                attempted.report,
             ),
             Command::Bounce(bounce) => self.bounce(position, time_ms, bounce),
             Command::Carry(carry) => self.carry(position, carry, bytes),

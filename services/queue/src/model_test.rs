@@ -5,9 +5,10 @@ use bytes::Bytes;
 use hikyaku_log::{Applied, Bounds, Position, Stamp};
 use hikyaku_mail::id::MessageId;
 use hikyaku_proto::v1::operate::Order;
+use hikyaku_proto::v1::outcome::Result as Attempt;
 use hikyaku_proto::v1::recipient_state::State;
 use hikyaku_proto::v1::{
-    Accept, Attempted, Bounce, BouncedRecipient, Cancel, Operate, Record, Routed, Tick,
+    Accept, Attempted, Bounce, BouncedRecipient, Cancel, Delayed, Operate, Record, Routed, Tick,
     record::Command,
 };
 use hikyaku_shard::machine::Machine;
@@ -15,7 +16,9 @@ use prost::Message as _;
 
 use crate::bodies::body_in;
 use crate::machine::{Answer, QueueMachine, QueueOptions};
-use crate::testing::{accept, deferred_outcome, delivered_outcome, expand, id, local, remote};
+use crate::testing::{
+    accept, deferred_outcome, delivered_outcome, expand, id, local, outcome, remote,
+};
 
 struct Random(u64);
 
@@ -125,7 +128,14 @@ impl World {
         let word = match &command {
             Command::Accept(_) => "accept",
             Command::Cancel(_) => "cancel",
-            Command::Attempted(_) => "attempted",
+            Command::Attempted(attempted) => {
+                match (&attempted.report, &attempted.outcomes[0].result) {
+                    (None, _) => "attempted",
+                    (Some(_), Some(Attempt::Delayed(_))) => "report of a delay",
+                    (Some(_), _) => "report of a delivery",
+                }
+            }
+            Command::Routed(routed) if routed.report.is_some() => "report of an expansion",
             Command::Routed(_) => "routed",
             Command::Bounce(_) => "bounce",
             Command::Operate(_) => "operate",
@@ -240,10 +250,20 @@ impl World {
             return;
         };
         let due_ms = self.random.below(1000);
-        let command = match self.random.below(12) {
+        let report = match self.random.below(3) {
+            0 => Some(accept(self.new_id(), vec![local("sender")])),
+            _ => None,
+        };
+        let command = match self.random.below(13) {
             0..4 => Command::Attempted(Attempted {
                 message_id: bytes,
                 outcomes: vec![delivered_outcome(recipient, 1)],
+                report,
+            }),
+            12 => Command::Attempted(Attempted {
+                message_id: bytes,
+                outcomes: vec![outcome(recipient, Attempt::Delayed(Delayed {}))],
+                report: Some(accept(self.new_id(), vec![local("sender")])),
             }),
             4 => Command::Attempted(Attempted {
                 message_id: bytes,
@@ -251,11 +271,13 @@ impl World {
                     .iter()
                     .map(|number| deferred_outcome(*number, due_ms))
                     .collect(),
+                report: None,
             }),
             5 => Command::Routed(Routed {
                 message_id: bytes,
                 recipient,
                 children: vec![local("b"), local("d"), remote("x")],
+                report,
                 ..Routed::default()
             }),
             6 => {
@@ -380,6 +402,9 @@ fn every_replica_holds_what_the_history_says() {
         "bounce",
         "operate",
         "carry",
+        "report of a delivery",
+        "report of a delay",
+        "report of an expansion",
     ] {
         assert!(records[word] > 100, "{word} hardly occurred: {records:?}");
     }
@@ -424,6 +449,7 @@ fn a_repeated_accept_and_a_repeated_order_have_no_effect() {
     let attempted = Command::Attempted(Attempted {
         message_id: bytes,
         outcomes: vec![delivered_outcome(0, 1)],
+        report: None,
     });
     replica.apply(&record(4, attempted));
     assert!(replica.machine.index().messages().is_empty());
@@ -468,6 +494,7 @@ fn garbage_is_counted_from_the_log_start() {
             let attempted = Attempted {
                 message_id: id(n).to_bytes().to_vec().into(),
                 outcomes: vec![delivered_outcome(0, 1)],
+                report: None,
             };
             replica.apply(&Record {
                 version: 1,
@@ -490,4 +517,62 @@ fn garbage_is_counted_from_the_log_start() {
     replica.machine.log_start(keep_from);
     assert!(!replica.machine.should_carry(100_000));
     assert!(replica.machine.kept_len() < 5);
+}
+
+#[test]
+fn there_is_one_report_of_one_event_and_none_of_what_did_not_happen() {
+    let mut replica = Replica::at(Position(1));
+    let mut asking = local("a");
+    asking.notify = "SUCCESS,DELAY".into();
+    let mut made = 10;
+    let mut apply = |command: &dyn Fn(Accept) -> Command| {
+        made += 1;
+        let report = accept(id(made), vec![local("sender")]);
+        let answer = replica.apply(&Record {
+            version: 1,
+            command: Some(command(report)),
+            ..Record::default()
+        });
+        let known = replica.machine.index().message(id(made)).is_some();
+        assert_eq!(known, answer != Answer::Void && made > 11, "{answer:?}");
+        (answer, replica.machine.index().messages().len())
+    };
+    let attempted = |outcome, report| {
+        Command::Attempted(Attempted {
+            message_id: id(1).to_bytes().to_vec().into(),
+            outcomes: vec![outcome],
+            report: Some(report),
+        })
+    };
+    let first = accept(id(1), vec![asking.clone(), expand("team")]);
+    apply(&|_| Command::Accept(first.clone()));
+    let delayed = |report| attempted(outcome(0, Attempt::Delayed(Delayed {})), report);
+    assert_eq!(apply(&delayed), (Answer::Changed(1), 2));
+    assert_eq!(apply(&delayed), (Answer::Void, 2), "told once");
+    let delivered = |report| attempted(delivered_outcome(0, 1), report);
+    assert_eq!(apply(&delivered), (Answer::Changed(1), 3));
+    assert_eq!(apply(&delivered), (Answer::Void, 3));
+    assert_eq!(apply(&delayed), (Answer::Void, 3), "too late");
+    let routed = |report| {
+        Command::Routed(Routed {
+            message_id: id(1).to_bytes().to_vec().into(),
+            recipient: 1,
+            children: vec![local("b")],
+            report: Some(report),
+            ..Routed::default()
+        })
+    };
+    assert_eq!(apply(&routed), (Answer::Changed(1), 4));
+    assert_eq!(apply(&routed), (Answer::Void, 4));
+    // what cannot be one event is nothing
+    let two = |report| {
+        Command::Attempted(Attempted {
+            message_id: id(1).to_bytes().to_vec().into(),
+            outcomes: vec![delivered_outcome(2, 1), delivered_outcome(0, 1)],
+            report: Some(report),
+        })
+    };
+    assert_eq!(apply(&two), (Answer::Void, 4));
+    assert_eq!(replica.machine.quarantined().len(), 1);
+    assert_eq!(replica.machine.counters().reports, 3);
 }

@@ -94,7 +94,7 @@ impl Slot {
     }
 
     /// The account it is resolved to.
-    fn account(&self) -> Option<&str> {
+    pub fn account(&self) -> Option<&str> {
         account(self.state.recipient.as_ref()?)
     }
 
@@ -235,6 +235,12 @@ impl Message {
                 }
                 slot.set(State::Held(held.clone()));
             }
+            Some(Attempt::Delayed(_)) => {
+                if std::mem::replace(&mut slot.state.delay_reported, true) {
+                    return 0;
+                }
+                slot.dirty = true;
+            }
             None => return 0,
         }
         1
@@ -284,6 +290,7 @@ impl Message {
             recipient: slot.state.recipient.clone(),
             parent: Some(number),
             errors_to: slot.state.errors_to.clone(),
+            delay_reported: slot.state.delay_reported,
             ..RecipientState::default()
         };
         append(&mut self.slots, std::iter::once(revived));
@@ -320,12 +327,15 @@ impl Message {
             _ => None,
         };
         let account = slot.account().map(str::to_owned);
+        // told once, whatever it is replaced by
+        let delay_reported = slot.state.delay_reported;
         slot.end(How::Expanded);
         let children = routed.children.iter().map(|child| RecipientState {
             recipient: Some(child.clone()),
             state: state.clone(),
             parent: Some(routed.recipient),
             errors_to: errors_to.clone(),
+            delay_reported,
             ..RecipientState::default()
         });
         append(&mut self.slots, children);

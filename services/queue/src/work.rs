@@ -5,10 +5,13 @@ use hikyaku_log::Position;
 use hikyaku_mail::id::MessageId;
 use hikyaku_proto::v1::recipient::Target;
 use hikyaku_proto::v1::recipient_state::State;
-use hikyaku_proto::v1::{Body, Carry, Envelope, Recipient};
+use hikyaku_proto::v1::terminal::How;
+use hikyaku_proto::v1::{AttemptRecord, Body, Carry, Envelope, Recipient};
 
+use crate::delays::asks;
 use crate::index::RecipientKey;
 use crate::machine::QueueMachine;
+use crate::recipient::{Message, Slot};
 
 /// Octets of states in one Carry above which histories are left out, so that the record fits any log.
 const CARRIED_STATES_BYTES_MAX: usize = 384 * 1024;
@@ -32,6 +35,8 @@ pub struct Work {
     pub original_address: String,
     /// Where its failure is reported instead of to the sender.
     pub errors_to: Option<String>,
+    /// Its last attempt that had an answer, if that is remembered.
+    pub last_attempt: Option<AttemptRecord>,
     /// Definite results so far.
     pub attempts: u32,
     /// Octets of content.
@@ -89,31 +94,55 @@ impl QueueMachine {
             return None;
         }
         let recipient = slot.state.recipient.clone()?;
-        let mut root = &slot.state;
-        // a parent's number is lower than its children's, so this ends
-        while let Some(parent) = root.parent
-            && let Some(slot) = message.slots.get(usize::try_from(parent).ok()?)
-            && slot.state.parent != Some(parent)
-        {
-            root = &slot.state;
-        }
         Some(Work {
             key,
             envelope: message.accept.envelope.clone().unwrap_or_default(),
             tenant: message.accept.tenant.clone(),
             traceparent: message.accept.traceparent.clone(),
             reports_on: message.accept.reports_on.clone(),
-            original_address: root
-                .recipient
-                .as_ref()
-                .map(|recipient| recipient.address.clone())
-                .unwrap_or_default(),
+            original_address: original_address(message, slot),
             recipient,
             errors_to: slot.state.errors_to.clone(),
+            last_attempt: slot.state.history.last().cloned(),
             attempts: slot.state.attempts,
             size: message.accept.body.as_ref().map_or(0, |body| body.size),
             body: self.bodies.find(key.0),
             body_at: message.body_at,
+        })
+    }
+
+    /// Recipients that ended because recipient `key`, or one that was delivered, has the same mailbox, and whose senders want to
+    /// hear of success: they get the mail with it. Each with the address that the sender wrote.
+    pub fn served_with(&self, key: RecipientKey) -> Vec<(String, Recipient)> {
+        let Some(message) = self.index.message(key.0) else {
+            return Vec::new();
+        };
+        let own = usize::try_from(key.1)
+            .ok()
+            .and_then(|number| message.slots.get(number)?.account());
+        let Some(account) = own else {
+            return Vec::new();
+        };
+        let collapsed = message.slots.iter().filter(|slot| {
+            slot.account() == Some(account)
+                && matches!(&slot.state.state, Some(State::Terminal(end)) if end.how() == How::Collapsed)
+        });
+        collapsed
+            .filter_map(|slot| {
+                let recipient = slot.state.recipient.clone()?;
+                asks(&recipient.notify, "SUCCESS")
+                    .then(|| (original_address(message, slot), recipient))
+            })
+            .collect()
+    }
+
+    /// Whether a recipient of the message with this account has been delivered: another one with it ends at once.
+    pub fn has_delivered(&self, id: MessageId, account: &str) -> bool {
+        self.index.message(id).is_some_and(|message| {
+            message.slots.iter().any(|slot| {
+                slot.account() == Some(account)
+                    && matches!(&slot.state.state, Some(State::Terminal(end)) if end.how() == How::Delivered)
+            })
         })
     }
 
@@ -159,4 +188,22 @@ impl QueueMachine {
             log_bytes: message.log_bytes,
         })
     }
+}
+
+/// The address the sender wrote for a recipient: that of the one it was expanded from in the end.
+fn original_address(message: &Message, slot: &Slot) -> String {
+    let mut root = &slot.state;
+    // a parent's number is lower than its children's, so this ends
+    while let Some(parent) = root.parent
+        && let Some(slot) = usize::try_from(parent)
+            .ok()
+            .and_then(|number| message.slots.get(number))
+        && slot.state.parent != Some(parent)
+    {
+        root = &slot.state;
+    }
+    root.recipient
+        .as_ref()
+        .map(|recipient| recipient.address.clone())
+        .unwrap_or_default()
 }

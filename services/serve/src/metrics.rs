@@ -228,6 +228,17 @@ pub static DEFERRED: Family<1> = Family::new(
     "Tries put off: over quota, disabled, or no answer of ours",
     [""],
 );
+/// Reports to senders that became messages.
+pub static REPORTS: Family<4> = Family::new(
+    "hikyaku_reports_total",
+    "Reports to senders (DSNs) by what they tell",
+    [
+        r#"action="failed""#,
+        r#"action="delayed""#,
+        r#"action="delivered""#,
+        r#"action="expanded""#,
+    ],
+);
 /// Failed recipients of which nobody could be told.
 pub static DOUBLE_BOUNCES: Family<1> = Family::new(
     "hikyaku_double_bounces_total",
@@ -301,6 +312,7 @@ pub fn render(page: &mut String) {
     SMTP_COMMIT_SECONDS.render(page);
     SETTLED.render(page);
     DEFERRED.render(page);
+    REPORTS.render(page);
     DOUBLE_BOUNCES.render(page);
     POP3_LOGINS.render(page);
     RELOADS.render(page);

@@ -32,6 +32,18 @@ use super::world::{World, lock};
 /// For a client to give up on one reply.
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// What senders want to hear of.
+const NOTIFY: [&str; 6] = [
+    "",
+    "NEVER",
+    "SUCCESS",
+    "",
+    "FAILURE,DELAY",
+    "SUCCESS,FAILURE,DELAY",
+];
+/// What they want to have back.
+const RETURNED: [&str; 3] = ["", " RET=HDRS", " RET=FULL ENVID=sim+2B1"];
+
 /// What one machine offers to those outside.
 #[derive(Clone)]
 pub struct Front {
@@ -102,6 +114,9 @@ impl Clients {
         ));
         let attempt = Attempt {
             reverse_path,
+            // not drawn, so that seeds go on to mean what they meant
+            notify: NOTIFY[number % NOTIFY.len()],
+            returned: RETURNED[number / NOTIFY.len() % RETURNED.len()],
             addresses,
             accepted: Vec::new(),
             content,
@@ -142,7 +157,7 @@ impl Clients {
         if let Some(refusal) = backend.greet(&peer).await {
             return lock(&self.ledger).refused(number, refusal.reply.code);
         }
-        let line = format!("MAIL FROM:<{}>", attempt.reverse_path);
+        let line = attempt.mail();
         let Ok(Command::Mail(mail)) = command::parse(line.as_bytes()) else {
             unreachable!("{line}");
         };
@@ -152,7 +167,7 @@ impl Clients {
         };
         let mut taken = 0;
         for index in &attempt.addresses {
-            let line = format!("RCPT TO:<{}>", ADDRESSES[*index].full());
+            let line = attempt.rcpt(*index);
             let Ok(Command::Rcpt(rcpt)) = command::parse(line.as_bytes()) else {
                 unreachable!("{line}");
             };
@@ -195,7 +210,7 @@ impl Clients {
             lock(&self.ledger).refused(number, code);
             return Ok(());
         }
-        let mail = format!("MAIL FROM:<{}>", attempt.reverse_path);
+        let mail = attempt.mail();
         for line in ["EHLO client.example", &mail] {
             let (code, _) = ask(&mut stream, line).await?;
             if code != 250 {
@@ -205,7 +220,7 @@ impl Clients {
         }
         let mut taken = 0;
         for index in &attempt.addresses {
-            let line = format!("RCPT TO:<{}>", ADDRESSES[*index].full());
+            let line = attempt.rcpt(*index);
             let (code, text) = ask(&mut stream, &line).await?;
             taken += usize::from(code == 250);
             let enhanced = text.split(' ').next().unwrap_or_default().to_owned();

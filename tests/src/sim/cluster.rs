@@ -92,6 +92,7 @@ fn schedule() -> Schedule {
         retry_max: Duration::from_secs(120),
         expiry: Duration::from_secs(40 * 60),
         expiry_null: Duration::from_secs(20 * 60),
+        delay_report: Duration::from_secs(5 * 60),
     }
 }
 

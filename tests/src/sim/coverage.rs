@@ -129,6 +129,10 @@ pub const REQUIRED: &[&str] = &[
     "end/deleted",
     "end/cancelled",
     "end/held: no-outbound",
+    // what senders were told besides failures
+    "report/delivered",
+    "report/delayed",
+    "report/expanded",
     "run/waited for expiry",
     // what readers saw
     "read/open",

@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use hikyaku_mail::id::MessageId;
+use hikyaku_queue::delays::asks;
 
 use super::site::{ADDRESSES, Address, Leaf, account_id};
-use super::truth::{End, MessageFate, Truth};
+use super::truth::{End, MessageFate, Told, Truth};
 use super::world::World;
 
 /// How far an attempt has come, as its client knows.
@@ -31,6 +32,10 @@ pub enum Phase {
 pub struct Attempt {
     /// Without angle brackets; empty is null.
     pub reverse_path: &'static str,
+    /// NOTIFY of every recipient; empty for none.
+    pub notify: &'static str,
+    /// Parameters of MAIL about reports.
+    pub returned: &'static str,
     /// Indices into [`ADDRESSES`].
     pub addresses: Vec<usize>,
     /// Those that RCPT took.
@@ -39,6 +44,22 @@ pub struct Attempt {
     pub content: Bytes,
     /// How far it came.
     pub phase: Phase,
+}
+
+impl Attempt {
+    /// The MAIL command.
+    pub fn mail(&self) -> String {
+        format!("MAIL FROM:<{}>{}", self.reverse_path, self.returned)
+    }
+
+    /// The RCPT command for one of [`ADDRESSES`].
+    pub fn rcpt(&self, address: usize) -> String {
+        let address = ADDRESSES[address].full();
+        match self.notify {
+            "" => format!("RCPT TO:<{address}>"),
+            notify => format!("RCPT TO:<{address}> NOTIFY={notify} ORCPT=rfc822;{address}"),
+        }
+    }
 }
 
 /// A place in a mailbox: account, UIDVALIDITY, UID.
@@ -322,6 +343,7 @@ impl Ledger {
                 },
                 Some(End::Delivered { shard, at }) => {
                     self.world.count("end/delivered");
+                    self.check_success(truth, id, fate, number);
                     !copy.is_some_and(|copy| copy.shard == *shard && copy.at == *at)
                 }
                 Some(End::Bounced { dsn }) => {
@@ -335,11 +357,13 @@ impl Ledger {
                 Some(End::Expanded) => {
                     self.world.count("end/expanded");
                     let children = fate.recipients.iter();
-                    copy.is_some()
-                        || children
-                            .filter(|child| child.parent == Some(number))
-                            .count()
-                            == 0
+                    let children = children
+                        .filter(|child| child.parent == Some(number))
+                        .count();
+                    if children > 1 {
+                        self.check_success(truth, id, fate, number);
+                    }
+                    copy.is_some() || children == 0
                 }
                 Some(End::Collapsed) => {
                     self.world.count("end/collapsed");
@@ -361,6 +385,25 @@ impl Ledger {
                     recipient.end, recipient.status, recipient.held
                 ));
             }
+        }
+    }
+
+    /// Whoever asked has been told that it was delivered, or replaced by several; nobody else has.
+    fn check_success(&self, truth: &Truth, id: MessageId, fate: &MessageFate, number: u32) {
+        let told = truth.told.contains_key(&(id, number, Told::Success));
+        let recipient = &fate.recipients[number as usize].recipient;
+        // a recipient of the same mailbox may be told of with this one
+        let may = fate
+            .recipients
+            .iter()
+            .any(|other| asks(&other.recipient.notify, "SUCCESS"));
+        let must = asks(&recipient.notify, "SUCCESS");
+        let somebody = !fate.reverse_path().is_empty();
+        if (must && somebody && !told) || (told && !(may && somebody)) {
+            self.world.violate(format_args!(
+                "{id}: success of recipient {number} ({}) told: {told}",
+                recipient.notify
+            ));
         }
     }
 
@@ -392,11 +435,9 @@ impl Ledger {
             "5.2.1" => of(&["u5", "u6", "u7", "desk"]),
             _ => false,
         };
-        let nobody_to_tell = fate
-            .accept
-            .envelope
-            .as_ref()
-            .is_none_or(|envelope| envelope.reverse_path.is_empty());
+        let notify = &recipient.recipient.notify;
+        let nobody_to_tell =
+            fate.reverse_path().is_empty() || !(notify.is_empty() || asks(notify, "FAILURE"));
         let reported = match dsn {
             None => nobody_to_tell,
             Some(dsn) => {

@@ -82,6 +82,12 @@ pub struct MessageFate {
 }
 
 impl MessageFate {
+    /// Who sent it; empty is null.
+    pub fn reverse_path(&self) -> &str {
+        let envelope = self.accept.envelope.as_ref();
+        envelope.map_or("", |envelope| &envelope.reverse_path)
+    }
+
     /// Whether it is a report about another message.
     pub fn is_report(&self) -> bool {
         !self.accept.reports_on.is_empty()
@@ -106,6 +112,15 @@ pub struct Copy {
     pub at: StoredAt,
 }
 
+/// What senders are told besides failures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Told {
+    /// It was delivered, or sent on to several.
+    Success,
+    /// It takes long.
+    Delay,
+}
+
 /// What became of everything.
 pub struct Truth {
     world: World,
@@ -113,6 +128,8 @@ pub struct Truth {
     pub messages: BTreeMap<MessageId, MessageFate>,
     /// Mails stored, by the message they are of.
     pub copies: BTreeMap<MessageId, Vec<Copy>>,
+    /// Reports of anything but a failure, by message, recipient and kind.
+    pub told: BTreeMap<(MessageId, u32, Told), MessageId>,
     dsns: BTreeSet<MessageId>,
 }
 
@@ -128,10 +145,7 @@ fn touched(command: &Command) -> Vec<MessageId> {
         Command::Routed(routed) => vec![&routed.message_id],
         Command::Attempted(attempted) => vec![&attempted.message_id],
         Command::Operate(operate) => vec![&operate.message_id],
-        Command::Bounce(bounce) => {
-            let dsn = bounce.dsn.iter().map(|dsn| &dsn.message_id[..]);
-            [&bounce.message_id[..]].into_iter().chain(dsn).collect()
-        }
+        Command::Bounce(bounce) => vec![&bounce.message_id],
         Command::Carry(carry) => carry
             .accept
             .iter()
@@ -139,7 +153,21 @@ fn touched(command: &Command) -> Vec<MessageId> {
             .collect(),
         _ => Vec::new(),
     };
-    ids.into_iter().filter_map(message_id).collect()
+    let report = report_in(command).map(|report| &report.message_id[..]);
+    ids.into_iter()
+        .chain(report)
+        .filter_map(message_id)
+        .collect()
+}
+
+/// The report that a command brings.
+fn report_in(command: &Command) -> Option<&Accept> {
+    match command {
+        Command::Bounce(bounce) => bounce.dsn.as_ref(),
+        Command::Attempted(attempted) => attempted.report.as_ref(),
+        Command::Routed(routed) => routed.report.as_ref(),
+        _ => None,
+    }
 }
 
 impl Truth {
@@ -149,6 +177,7 @@ impl Truth {
             world,
             messages: BTreeMap::new(),
             copies: BTreeMap::new(),
+            told: BTreeMap::new(),
             dsns: BTreeSet::new(),
         }
     }
@@ -162,24 +191,61 @@ impl Truth {
         at: Position,
     ) {
         let Some(command) = command else { return };
-        match &command {
-            Command::Accept(accept) => self.accepted(accept, at),
-            Command::Bounce(bounce) => {
-                // the report exists only if the bounce counted
-                if let Some(dsn) = &bounce.dsn
-                    && let Some(id) = message_id(&dsn.message_id)
-                    && answer != Answer::Void
-                {
-                    if !self.dsns.insert(id) {
-                        self.world.violate(format_args!("Q4: report {id} twice"));
-                    }
-                    self.accepted(dsn, at);
-                }
+        if let Command::Accept(accept) = &command {
+            self.accepted(accept, at);
+        }
+        // a report exists only if what it tells of counted
+        if let Some(report) = report_in(&command)
+            && let Some(id) = message_id(&report.message_id)
+            && answer != Answer::Void
+        {
+            if !self.dsns.insert(id) {
+                self.world.violate(format_args!("Q4: report {id} twice"));
             }
-            _ => {}
+            self.tell(&command, id);
+            self.accepted(report, at);
         }
         for id in touched(&command) {
             self.sync(machine, id, &command);
+        }
+    }
+
+    /// I7: one report of one event, and never to the null reverse-path.
+    fn tell(&mut self, command: &Command, report: MessageId) {
+        let (about, recipient, told, word) = match command {
+            Command::Attempted(attempted) => {
+                let outcome = &attempted.outcomes[0];
+                let (told, word) = match &outcome.result {
+                    Some(Attempt::Delivered(_)) => (Told::Success, "report/delivered"),
+                    Some(Attempt::Delayed(_)) => (Told::Delay, "report/delayed"),
+                    other => {
+                        self.world.violate(format_args!("a report of {other:?}"));
+                        return;
+                    }
+                };
+                (&attempted.message_id, outcome.recipient, told, word)
+            }
+            Command::Routed(routed) => (
+                &routed.message_id,
+                routed.recipient,
+                Told::Success,
+                "report/expanded",
+            ),
+            _ => return,
+        };
+        self.world.count(word);
+        let Some(about) = message_id(about) else {
+            return;
+        };
+        let fate = self.messages.get(&about);
+        if fate.is_none_or(|fate| fate.reverse_path().is_empty()) {
+            self.world
+                .violate(format_args!("I7: {report} tells nobody of {about}"));
+        }
+        if let Some(other) = self.told.insert((about, recipient, told), report) {
+            self.world.violate(format_args!(
+                "I7: {other} and {report} tell {told:?} of recipient {recipient} of {about}"
+            ));
         }
     }
 

@@ -43,6 +43,7 @@ fn options() -> DeliveryOptions {
             retry_max: Duration::from_secs(60),
             expiry: Duration::from_secs(300),
             expiry_null: Duration::from_secs(86_400),
+            ..Schedule::default()
         },
         garbage_bytes_min: 8 * 1024,
         ..DeliveryOptions::default()

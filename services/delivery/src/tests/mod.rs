@@ -3,5 +3,6 @@
 mod chaos;
 mod deliveries;
 mod expansion;
+mod reports;
 mod site;
 mod trouble;

@@ -424,14 +424,26 @@ impl Site {
         recipients: Vec<Recipient>,
         content: &[u8],
     ) -> MessageId {
+        let envelope = Envelope {
+            reverse_path: reverse_path.into(),
+            ..Envelope::default()
+        };
+        self.accept_envelope(envelope, recipients, content).await
+    }
+
+    pub async fn accept_envelope(
+        &mut self,
+        envelope: Envelope,
+        recipients: Vec<Recipient>,
+        content: &[u8],
+    ) -> MessageId {
         let now_ms = self.clock.now_ms();
         let id = MessageId::new(QUEUE, now_ms, self.clock.random());
         let accept = Accept {
             message_id: id.to_bytes().to_vec().into(),
             envelope: Some(Envelope {
-                reverse_path: reverse_path.into(),
                 received_ms: now_ms,
-                ..Envelope::default()
+                ..envelope
             }),
             recipients,
             body: Some(inline_body(content).unwrap()),

@@ -17,6 +17,7 @@ fn hasty() -> DeliveryOptions {
             retry_max: Duration::from_secs(300),
             expiry: Duration::from_secs(1800),
             expiry_null: Duration::from_secs(600),
+            ..Schedule::default()
         },
         ..DeliveryOptions::default()
     }

@@ -1,0 +1,378 @@
+//! What senders are told of, how often, and in which words (RFC 3461).
+
+use std::time::Duration;
+
+use hikyaku_log::sim::SimFaults;
+use hikyaku_mail::id::MessageId;
+use hikyaku_proto::v1::{Envelope, Recipient};
+
+use super::expansion::read;
+use super::site::{Says, Site, expand, forward, group, local, people};
+use crate::leader::DeliveryOptions;
+use crate::schedule::Schedule;
+
+const CONTENT: &[u8] = b"Received: by test\r\nSubject: asked\r\n\r\nhello\r\n";
+
+fn options() -> DeliveryOptions {
+    DeliveryOptions {
+        host_name: "mx.example.jp".into(),
+        schedule: Schedule {
+            retry_first: Duration::from_secs(60),
+            retry_max: Duration::from_secs(300),
+            expiry: Duration::from_secs(3 * 3600),
+            expiry_null: Duration::from_secs(2 * 3600),
+            delay_report: Duration::from_secs(3600),
+        },
+        ..DeliveryOptions::default()
+    }
+}
+
+/// A mail from bob that names itself and wants all of it back.
+fn envelope() -> Envelope {
+    Envelope {
+        reverse_path: "bob@example.jp".into(),
+        envelope_id: "QQ314159".into(),
+        ret: "FULL".into(),
+        ..Envelope::default()
+    }
+}
+
+fn asking(mut recipient: Recipient, notify: &str) -> Recipient {
+    recipient.notify = notify.into();
+    recipient.original_recipient = format!("rfc822;first-{}", recipient.address);
+    recipient
+}
+
+fn alice() -> Recipient {
+    local("alice", "a-1", "mbox1")
+}
+
+fn carol() -> Recipient {
+    local("carol", "c-1", "mbox2")
+}
+
+/// The reports that `account` got, in the order they came.
+async fn reports(site: &Site, account: &str, about: MessageId) -> Vec<String> {
+    let calls = site.mailboxes.state().calls.clone();
+    let mut texts: Vec<String> = Vec::new();
+    for call in calls
+        .iter()
+        .filter(|call| call.account == account && !call.void)
+    {
+        let text = read(&call.body).await;
+        let is_new = !texts.contains(&text);
+        if is_new && text.contains(&format!("Its queue id was {about}.")) {
+            texts.push(text);
+        }
+    }
+    texts
+}
+
+#[track_caller]
+fn has(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "{part:?} not in {text}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn success_is_told_to_whoever_asked() {
+    let mut site = Site::new(&people(), options());
+    let recipients = vec![
+        asking(alice(), "SUCCESS,FAILURE"),
+        asking(carol(), "FAILURE"),
+    ];
+    let id = site.accept_envelope(envelope(), recipients, CONTENT).await;
+    site.settle().await;
+    assert_eq!(site.mailboxes.copies(id), ["a-1", "c-1"]);
+    let told = reports(&site, "b-1", id).await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    has(
+        &told[0],
+        &[
+            "Subject: Mail delivered\r\n",
+            "Original-Envelope-Id: QQ314159\r\nReporting-MTA: dns; mx.example.jp\r\n",
+            "Original-Recipient: rfc822;first-alice@example.jp\r\nFinal-Recipient: rfc822; alice@example.jp\r\nAction: delivered\r\nStatus: 2.0.0\r\n",
+            // all of a mail comes back with a failure only
+            "Content-Type: text/rfc822-headers\r\n\r\nReceived: by test\r\nSubject: asked\r\n\r\n--",
+        ],
+    );
+    assert!(!told[0].contains("carol"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn failure_is_told_unless_it_was_not_wanted_and_returns_what_was_asked_for() {
+    for (notify, ret, reverse_path, part) in [
+        (
+            "",
+            "",
+            "bob@example.jp",
+            Some("Content-Type: text/rfc822-headers\r\n"),
+        ),
+        (
+            "FAILURE",
+            "FULL",
+            "bob@example.jp",
+            Some(
+                "Content-Type: message/rfc822\r\n\r\nReceived: by test\r\nSubject: asked\r\n\r\nhello\r\n",
+            ),
+        ),
+        (
+            "DELAY,FAILURE",
+            "HDRS",
+            "bob@example.jp",
+            Some("Content-Type: text/rfc822-headers\r\n"),
+        ),
+        ("SUCCESS,DELAY", "FULL", "bob@example.jp", None),
+        ("NEVER", "FULL", "bob@example.jp", None),
+        ("FAILURE", "FULL", "", None),
+        ("FAILURE", "FULL", "nobody-either@example.jp", None),
+    ] {
+        let mut site = Site::new(&people(), options());
+        let envelope = Envelope {
+            reverse_path: reverse_path.into(),
+            ret: ret.into(),
+            ..envelope()
+        };
+        let recipients = vec![asking(expand("nobody"), notify)];
+        let id = site.accept_envelope(envelope, recipients, CONTENT).await;
+        site.settle().await;
+        let told = reports(&site, "b-1", id).await;
+        assert_eq!(told.len(), usize::from(part.is_some()), "{notify} {told:?}");
+        if let Some(part) = part {
+            has(&told[0], &[part, "Action: failed\r\nStatus: 5.1.1\r\n"]);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_large_mail_comes_back_as_its_header() {
+    let mut site = Site::new(&people(), options());
+    let content = [CONTENT, &b"a line of some length\r\n".repeat(4000)].concat();
+    let recipients = vec![asking(expand("nobody"), "FAILURE")];
+    let id = site.accept_envelope(envelope(), recipients, &content).await;
+    site.settle().await;
+    let told = reports(&site, "b-1", id).await;
+    has(&told[0], &["Content-Type: text/rfc822-headers\r\n"]);
+    assert!(told[0].len() < 4000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delay_is_told_once_whether_the_world_or_we_are_slow() {
+    let mut site = Site::new(&people(), options());
+    site.mailboxes
+        .state()
+        .always
+        .insert("a-1".into(), Says::OverQuota);
+    let recipients = vec![
+        asking(alice(), "DELAY,FAILURE"),
+        asking(carol(), "DELAY"),
+        asking(expand("nobody-asked-for"), "NEVER"),
+    ];
+    // carol's shard does not answer at all
+    site.mailboxes.state().dead.insert(1);
+    let id = site.accept_envelope(envelope(), recipients, CONTENT).await;
+    tokio::time::sleep(Duration::from_secs(3300)).await;
+    assert_eq!(reports(&site, "b-1", id).await.len(), 0, "too early");
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let told = reports(&site, "b-1", id).await;
+    assert_eq!(told.len(), 2, "{told:?}");
+    let (full, dead) = match told[0].contains("4.2.2") {
+        true => (&told[0], &told[1]),
+        false => (&told[1], &told[0]),
+    };
+    has(
+        full,
+        &[
+            "Final-Recipient: rfc822; alice@example.jp\r\nAction: delayed\r\nStatus: 4.2.2\r\nDiagnostic-Code: smtp; 452 4.2.2 mailbox full\r\nLast-Attempt-Date: ",
+            "Will-Retry-Until: ",
+            "Content-Type: text/rfc822-headers\r\n",
+        ],
+    );
+    has(
+        dead,
+        &[
+            "Final-Recipient: rfc822; carol@example.jp\r\nAction: delayed\r\nStatus: 4.0.0\r\nWill-Retry-Until: ",
+        ],
+    );
+    // over a crash too, and then the failure as asked for
+    site.crash().await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(reports(&site, "b-1", id).await.len(), 2);
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    site.mailboxes.state().dead.clear();
+    site.settle().await;
+    let told = reports(&site, "b-1", id).await;
+    assert_eq!(told.len(), 3, "{told:?}");
+    has(&told[2], &["Action: failed\r\nStatus: 5.2.2\r\n", "hello"]);
+    assert_eq!(site.mailboxes.copies(id), ["c-1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_told_of_delays_without_asking() {
+    let mut site = Site::new(&people(), options());
+    site.mailboxes
+        .state()
+        .always
+        .insert("a-1".into(), Says::OverQuota);
+    let id = site
+        .accept_envelope(envelope(), vec![alice()], CONTENT)
+        .await;
+    tokio::time::sleep(Duration::from_secs(3 * 3600)).await;
+    site.settle().await;
+    let told = reports(&site, "b-1", id).await;
+    assert_eq!(told.len(), 1, "only the failure: {told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn expansions_are_told_as_what_they_are() {
+    let members = ["alice@example.jp", "carol@example.jp", "gone@example.jp"];
+    let mut entries = people();
+    entries.push(group("team", &members, ""));
+    entries.push(group(
+        "list",
+        &members,
+        "mgrpErrorsTo: mailto:alice@example.jp\n",
+    ));
+    entries.push(group("solo", &["carol@example.jp"], ""));
+    entries.push(forward("info", "solo@example.jp"));
+    let mut site = Site::new(&entries, options());
+    // an alias of several addresses: expanded, then failures only, under the address that was written
+    let recipients = vec![asking(expand("team"), "SUCCESS,FAILURE")];
+    let id = site.accept_envelope(envelope(), recipients, CONTENT).await;
+    site.settle().await;
+    let mut told = reports(&site, "b-1", id).await;
+    told.sort_by_key(|text| text.contains("Action: failed"));
+    assert_eq!(told.len(), 2, "{told:?}");
+    has(
+        &told[0],
+        &[
+            "Original-Recipient: rfc822;first-team@example.jp\r\nFinal-Recipient: rfc822; team@example.jp\r\nAction: expanded\r\nStatus: 2.0.0\r\n",
+        ],
+    );
+    has(
+        &told[1],
+        &["Final-Recipient: rfc822; team@example.jp\r\nAction: failed\r\n"],
+    );
+    // only success: nothing but the expansion
+    let recipients = vec![asking(expand("team"), "SUCCESS")];
+    let id = site.accept_envelope(envelope(), recipients, CONTENT).await;
+    site.settle().await;
+    assert_eq!(reports(&site, "b-1", id).await.len(), 1);
+    // a list: the mail has arrived, and its owner hears of members, without the sender's names for things
+    let recipients = vec![asking(expand("list"), "SUCCESS")];
+    let id = site.accept_envelope(envelope(), recipients, CONTENT).await;
+    site.settle().await;
+    let told = reports(&site, "b-1", id).await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    has(
+        &told[0],
+        &["Final-Recipient: rfc822; list@example.jp\r\nAction: delivered\r\n"],
+    );
+    let owner = reports(&site, "a-1", id).await;
+    assert_eq!(owner.len(), 1, "{owner:?}");
+    has(
+        &owner[0],
+        &["Final-Recipient: rfc822; gone@example.jp\r\nAction: failed\r\n"],
+    );
+    assert!(!owner[0].contains("Original-") && !owner[0].contains("hello"));
+    // one address after another: delivered at the end, under the address that was written
+    let recipients = vec![asking(expand("info"), "SUCCESS")];
+    let id = site.accept_envelope(envelope(), recipients, CONTENT).await;
+    site.settle().await;
+    let told = reports(&site, "b-1", id).await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    has(
+        &told[0],
+        &[
+            "Original-Recipient: rfc822;first-info@example.jp\r\nFinal-Recipient: rfc822; info@example.jp\r\nAction: delivered\r\n",
+        ],
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_addresses_of_one_mailbox_are_both_told_of() {
+    let mut entries = people();
+    entries.push(forward("info", "alice@example.jp"));
+    let mut site = Site::new(&entries, options());
+    let other = local("alice+x", "a-1", "mbox1");
+    let recipients = vec![
+        alice(),
+        asking(other, "SUCCESS"),
+        asking(expand("info"), "SUCCESS"),
+    ];
+    let id = site.accept_envelope(envelope(), recipients, CONTENT).await;
+    site.settle().await;
+    assert_eq!(site.mailboxes.copies(id), ["a-1"]);
+    let told = reports(&site, "b-1", id).await.concat();
+    for name in ["alice+x", "info"] {
+        let line = format!("Final-Recipient: rfc822; {name}@example.jp\r\nAction: delivered\r\n");
+        assert_eq!(told.matches(&line).count(), 1, "{name} in {told}");
+    }
+    assert!(!told.contains("rfc822; alice@"), "{told}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mail_outside_ascii_is_reported_as_it_is() {
+    let mut site = Site::new(&people(), options());
+    for (smtputf8, kind, line) in [
+        (
+            true,
+            "message/global-delivery-status",
+            "Final-Recipient: utf-8; j\u{fc}@example.jp\r\n",
+        ),
+        (
+            false,
+            "message/delivery-status",
+            "Final-Recipient: utf-8; j\\x{FC}@example.jp\r\n",
+        ),
+    ] {
+        let envelope = Envelope {
+            smtputf8,
+            ..envelope()
+        };
+        let recipients = vec![asking(expand("j\u{fc}"), "FAILURE")];
+        let id = site.accept_envelope(envelope, recipients, CONTENT).await;
+        site.settle().await;
+        let told = reports(&site, "b-1", id).await;
+        has(&told[0], &[&format!("Content-Type: {kind}\r\n"), line]);
+        assert_eq!(told[0].is_ascii(), !smtputf8);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn there_is_one_report_of_each_event_whatever_crashes() {
+    let mut repeated = 0;
+    for seed in 0..12u64 {
+        let mut entries = people();
+        entries.push(group("team", &["alice@example.jp", "carol@example.jp"], ""));
+        let mut site = Site::with_faults(&entries, options(), SimFaults::rough());
+        let unanswered = [Says::StoredUnanswered, Says::Error];
+        site.mailboxes
+            .state()
+            .script
+            .insert("a-1".into(), unanswered.into());
+        let recipients = vec![
+            asking(alice(), "SUCCESS"),
+            asking(carol(), "SUCCESS"),
+            asking(expand("team"), "SUCCESS"),
+            asking(expand("nobody"), "FAILURE"),
+        ];
+        let id = site.accept_envelope(envelope(), recipients, CONTENT).await;
+        let rival = site.rival();
+        for _ in 0..4 {
+            tokio::time::sleep(Duration::from_millis(5 + 13 * (seed % 5))).await;
+            site.crash().await;
+        }
+        site.settle().await;
+        rival.log.crash();
+        rival.tasks.kill().await;
+        assert_eq!(site.mailboxes.copies(id), ["a-1", "c-1"]);
+        let stored = site.mailboxes.state().stored.clone();
+        let told = stored.values().filter(|(account, _)| account == "b-1");
+        assert_eq!(told.count(), 4, "seed {seed}");
+        let calls = site.mailboxes.state().calls.len();
+        repeated += usize::from(calls > stored.len() + 1);
+    }
+    assert!(repeated > 3, "hardly any delivery was repeated: {repeated}");
+}

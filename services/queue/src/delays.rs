@@ -1,0 +1,91 @@
+//! Who is to be told when a mail takes long: recipients that still wait, whose sender has asked for it (RFC 3461 section 4.1)
+//! and has not been told. Derived from the messages, by the time they were received.
+
+use std::collections::BTreeSet;
+
+use hikyaku_mail::id::MessageId;
+use hikyaku_proto::v1::Envelope;
+use hikyaku_proto::v1::recipient_state::State;
+
+use crate::index::RecipientKey;
+use crate::recipient::Slot;
+
+/// Recipients whose delay is to be reported, oldest mail first. At most as many as recipients live.
+#[derive(Debug, Default)]
+pub struct Delays {
+    waiting: BTreeSet<(u64, MessageId, u32)>,
+}
+
+impl Delays {
+    /// Takes over what is true of a recipient now. `held`: its message waits for an operator as a whole.
+    pub fn refresh(&mut self, key: RecipientKey, slot: &Slot, envelope: &Envelope, held: bool) {
+        let notify = match &slot.state.recipient {
+            Some(recipient) if !recipient.notify.is_empty() => &recipient.notify,
+            // nobody has asked, which is usual
+            _ => return,
+        };
+        let place = (envelope.received_ms, key.0, key.1);
+        let wanted = asks(notify, "DELAY")
+            && matches!(slot.state.state, Some(State::Pending(_)))
+            && !slot.state.delay_reported
+            && !held
+            && !envelope.reverse_path.is_empty();
+        if wanted {
+            self.waiting.insert(place);
+        } else {
+            self.waiting.remove(&place);
+        }
+    }
+
+    /// Up to `max` of those whose mail was received at `received_ms` or before.
+    pub fn before(&self, received_ms: u64, max: usize) -> Vec<RecipientKey> {
+        let old = self
+            .waiting
+            .iter()
+            .take_while(|place| place.0 <= received_ms);
+        old.take(max).map(|place| (place.1, place.2)).collect()
+    }
+}
+
+/// Whether a NOTIFY value names `what` (RFC 3461 section 4.1).
+pub fn asks(notify: &str, what: &str) -> bool {
+    notify
+        .split(',')
+        .any(|word| word.trim().eq_ignore_ascii_case(what))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Delays, asks};
+    use crate::recipient::fresh;
+    use crate::testing::{id, local};
+    use hikyaku_proto::v1::Envelope;
+
+    #[test]
+    fn whoever_asked_waits_until_told_settled_or_held() {
+        let mut asking = local("a");
+        asking.notify = "FAILURE,DELAY".into();
+        let mut other = local("b");
+        other.notify = "SUCCESS".into();
+        let mut slots = fresh(vec![asking, other, local("c")]);
+        let envelope = Envelope {
+            reverse_path: "s@example.jp".into(),
+            received_ms: 1000,
+            ..Envelope::default()
+        };
+        let mut delays = Delays::default();
+        for (number, slot) in (0..).zip(&slots) {
+            delays.refresh((id(1), number), slot, &envelope, false);
+        }
+        assert_eq!(delays.before(999, 9), []);
+        assert_eq!(delays.before(1000, 9), [(id(1), 0)]);
+        delays.refresh((id(1), 0), &slots[0], &envelope, true);
+        assert_eq!(delays.before(1000, 9), []);
+        delays.refresh((id(1), 0), &slots[0], &envelope, false);
+        assert_eq!(delays.before(1000, 0), []);
+        slots[0].state.delay_reported = true;
+        delays.refresh((id(1), 0), &slots[0], &envelope, false);
+        assert_eq!(delays.before(1000, 9), []);
+        assert!(asks("success, delay", "DELAY") && !asks("NEVER", "DELAY"));
+    }
+}
