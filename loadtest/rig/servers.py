@@ -348,7 +348,8 @@ def load(peer, options, messages, *more, size=None, users=None):
     before, cpu, began = peer.delivered(), peer.group.cpu_seconds(), time.monotonic()
     run(LOADTEST, "run", "--smtp", f"127.0.0.1:{peer.smtp}", "--users", users or f"{options.directory}/users",
         "--messages", str(messages), "--size", str(size or options.size), "--sessions", str(options.sessions), "--senders", "null",
-        "--ledger", ledger_of(peer, options), "--quiet", "--json", report, *more)
+        "--ledger", ledger_of(peer, options), "--quiet", "--json", report, "--durability", "synced before 250",
+        "--data-dir", options.directory, *more)
     while peer.delivered() < before + messages:
         if time.monotonic() > began + 900:
             sys.exit(f"{peer.name}: not all delivered after 900 s")
@@ -375,6 +376,16 @@ def prepare(options):
     run(LOADTEST, "users", "--count", str(options.users), "--domain", DOMAIN, "--mbox", "mbox1,mbox2",
         "--ldif", f"{directory}/directory.ldif", "--users", f"{directory}/users")
     options.first = read(f"{directory}/users").split()[0]
+
+
+def drain(peer, options, logins, mails):
+    """Fills maildrops of some users and then retrieves and deletes all that, one login after the other; mails per second."""
+    report = f"{options.directory}/drain.json"
+    run(LOADTEST, "pop3-drain", "--pop3", f"127.0.0.1:{peer.pop3}", "--fill", f"127.0.0.1:{peer.smtp}", "--size", str(options.size),
+        "--users", f"{options.directory}/users", "--logins", str(logins), "--mails", str(mails), "--wait", "600",
+        "--durability", "synced before 250", "--data-dir", options.directory, "--server-cgroup", peer.group.path,
+        "--quiet", "--json", report)
+    return json.loads(read(report))
 
 
 def verify(peer, options):

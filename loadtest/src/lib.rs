@@ -1,9 +1,10 @@
 //! A mail client that keeps books: it sends by SMTP, reads by POP3, and proves that every acknowledged message is in
 //! a mailbox exactly once.
 //!
-//! It stands outside the system under test: its own process, nothing but the two protocols, no library shared with the
-//! server. That the server is killed and restarted under it is the normal case, so what is known about an attempt is
-//! written to a ledger at the moment it becomes known. It refuses to talk to anything but loopback.
+//! It stands outside the system under test: its own process, the two protocols, what the kernel says about the server's
+//! processes, and no library shared with the server. That the server is killed and restarted under it is the normal
+//! case, so what is known about an attempt is written to a ledger at the moment it becomes known. It refuses to talk to
+//! anything but loopback.
 //!
 //! # Layout, in the order one message sees it
 //! * [`users`]: who may send and read; makes a directory for tests
@@ -13,7 +14,7 @@
 //! * [`net`]: a connection, in the clear or under TLS
 //! * [`smtp`]: one client session, which knows exactly how far a transaction came
 //! * [`ledger`]: what was tried and what the server said, on disk
-//! * [`run`]: many sessions, closed or open loop
+//! * [`run`], `load`: many sessions, closed or open loop
 //! * [`pop3`]: reads a maildrop
 //! * [`inspect`]: what a retrieved mail is: a copy, a DSN, or something nobody sent
 //! * [`equation`]: how many copies each outcome allows
@@ -40,6 +41,7 @@ pub mod equation;
 pub mod histogram;
 pub mod inspect;
 pub mod ledger;
+mod load;
 pub mod machine;
 mod maildrops;
 pub mod message;

@@ -335,10 +335,11 @@ impl RunReport {
 
 impl fmt::Display for RunReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "conditions: {} seed={}", self.conditions, self.seed)?;
+        writeln!(f, "conditions: {}", self.conditions)?;
         writeln!(
             f,
-            "messages: asked={} attempts={} acknowledged={} bytes={} connections={}",
+            "messages: seed={} asked={} attempts={} acknowledged={} bytes={} connections={}",
+            self.seed,
             self.messages,
             self.attempts,
             self.acknowledged,

@@ -162,6 +162,10 @@ impl SaturationReport {
             setting,
             ..
         } = &first.conditions;
+        let mut machine = machine.clone();
+        if let Some(last) = self.steps.last() {
+            machine.load_after = last.conditions.machine.load_after;
+        }
         let proof = match &self.verify {
             Some(report) if report.balanced() => "every 250 verified in a mailbox once",
             Some(_) => "THE LEDGER DOES NOT BALANCE",

@@ -19,8 +19,10 @@ use crate::net::Endpoint;
 use crate::report::Classes;
 use crate::users::User;
 
-/// The most offences listed; all are counted.
+/// The most offences kept; all are counted.
 const OFFENCES_MAX: usize = 1000;
+/// The most of them that the text names.
+const SHOWN_MAX: usize = 50;
 
 /// What to do.
 #[derive(Debug, Clone)]
@@ -164,7 +166,7 @@ impl fmt::Display for VerifyReport {
             id,
             who,
             detail,
-        } in &self.offences
+        } in self.offences.iter().take(SHOWN_MAX)
         {
             let id = id.map_or_else(|| "-".to_owned(), |id| id.to_string());
             writeln!(
@@ -172,6 +174,10 @@ impl fmt::Display for VerifyReport {
                 "{}: attempt={id} who={who} {detail}",
                 format!("{kind:?}").to_lowercase()
             )?;
+        }
+        let all: u64 = self.counts.values().sum();
+        if all > SHOWN_MAX as u64 {
+            writeln!(f, "and {} more", all - SHOWN_MAX as u64)?;
         }
         Ok(())
     }

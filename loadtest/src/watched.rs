@@ -113,7 +113,7 @@ pub fn sample_syncs(
         .collect();
     let settled = if idle.is_some() { "" } else { ", never idle" };
     let source = format!(
-        "strace of {messages} more messages: {}{settled}",
+        "strace of {messages} more messages, traced and so slower: {}{settled}",
         if each.is_empty() {
             "no call".to_owned()
         } else {
