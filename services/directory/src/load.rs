@@ -4,22 +4,32 @@
 //! entry makes that entry alone unavailable (it tempfails), one about an address or a login that several entries claim makes that
 //! address or login unavailable. Never does a broken entry become "no such user": while an entry is broken, its
 //! `uid@domain` is unavailable too, for its address may be what is broken.
+//!
+//! # Layout, in the order of a load
+//! * `domains`: which mboxes and domains are ours
+//! * `claims`: ids, addresses and logins belong to one entry each
+//! * `groups`: members by address
+//! * `decoy`: what an unknown login is compared with
+//! * `judge`: what can be said only of all entries together
+
+mod claims;
+mod decoy;
+mod domains;
+mod groups;
+mod judge;
 
 use std::collections::hash_map::Entry as Slot;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
 
 use hikyaku_mail::path::normal_domain;
 
-use crate::entry::{
-    Domains, Draft, GroupDraft, MemberDraft, Recipient, draft, normal_dn, printable,
-};
+use crate::entry::{Domains, Draft, Recipient, draft, normal_dn, printable};
 use crate::finding::{Finding, Findings, Severity};
 use crate::ldif;
-use crate::password;
+use crate::load::decoy::Decoys;
+use crate::load::domains::mbox_index;
 use crate::settings::Settings;
-use crate::table::{DomainOwner, Entry, Group, Host, Owner, ROLES, Table, Tenant, address_key};
-use crate::{Decision, Rule};
+use crate::table::{DomainOwner, Entry, Group, Host, Table, address_key};
 
 /// The directory in `input`, or why the file as a whole cannot be used. What is wrong with single entries is in
 /// [`Table::findings`].
@@ -199,82 +209,6 @@ impl Loader<'_> {
         Ok(table)
     }
 
-    fn mboxes(&mut self) -> Vec<Arc<str>> {
-        let mut names = BTreeSet::new();
-        for name in &self.settings.mboxes {
-            match normal_domain(name) {
-                Ok(name) => drop(names.insert(name)),
-                Err(_) => self.refuse(0, format!("mbox {}: not a host name", printable(name))),
-            }
-        }
-        names.into_iter().map(Arc::from).collect()
-    }
-
-    /// Which domains are ours, and whose.
-    fn domains(
-        &mut self,
-        mboxes: &[Arc<str>],
-        default_mbox: Option<u32>,
-    ) -> (Vec<Tenant>, BTreeMap<String, DomainOwner>) {
-        let mut tenants: Vec<Tenant> = Vec::new();
-        let mut named: BTreeMap<String, (u32, Option<String>)> = BTreeMap::new();
-        let mut owners: BTreeMap<String, DomainOwner> = BTreeMap::new();
-        for entry in std::mem::take(&mut self.domain_entries) {
-            let mut errors = entry.errors;
-            let mbox = entry
-                .mail_host
-                .as_deref()
-                .map(|name| mbox_index(mboxes, name));
-            if mbox == Some(None) {
-                errors.push((
-                    entry.line,
-                    "mailHost: the tenant's default mbox is none of our mboxes".to_owned(),
-                ));
-            }
-            let (tenant, first_host) = named.entry(entry.tenant.clone()).or_insert_with(|| {
-                tenants.push(Tenant {
-                    name: entry.tenant.as_str().into(),
-                    default_mbox,
-                });
-                (tenants.len() as u32 - 1, None)
-            });
-            match (first_host.as_ref(), entry.mail_host) {
-                (Some(first), Some(second)) if *first != second => {
-                    errors.push((
-                        entry.line,
-                        format!("tenant {}: a second default mbox", entry.tenant),
-                    ));
-                }
-                (None, Some(host)) => {
-                    if let Some(tenant) = tenants.get_mut(*tenant as usize) {
-                        tenant.default_mbox = mbox.flatten();
-                    }
-                    *first_host = Some(host);
-                }
-                _ => {}
-            }
-            for domain in entry.domains {
-                let owner = if errors.is_empty() {
-                    DomainOwner::Tenant(*tenant)
-                } else {
-                    DomainOwner::InDoubt
-                };
-                let known = owners.entry(domain.clone()).or_insert(owner);
-                if *known != owner {
-                    *known = DomainOwner::InDoubt;
-                    errors.push((
-                        entry.line,
-                        format!("{domain} is another tenant's too, or its other entry is broken"),
-                    ));
-                }
-            }
-            for (line, what) in errors {
-                self.find(Severity::Error, line, Some(&entry.dn), what);
-            }
-        }
-        (tenants, owners)
-    }
-
     /// Each entry by itself: what the profile said, and whose it is. Answers the tenant of each.
     fn judge_each(&mut self, domains: &BTreeMap<String, DomainOwner>) -> Vec<u32> {
         let mut tenant_of = Vec::with_capacity(self.recipients.len());
@@ -327,192 +261,6 @@ impl Loader<'_> {
         tenant_of
     }
 
-    /// Two entries with one id would share a mailbox.
-    fn judge_ids(&mut self) {
-        let mut first: HashMap<&str, u32> = HashMap::new();
-        let mut pairs = Vec::new();
-        for (index, recipient) in self.recipients.iter().enumerate() {
-            let Some(id) = &recipient.id else { continue };
-            match first.entry(id.as_str()) {
-                Slot::Vacant(slot) => drop(slot.insert(index as u32)),
-                Slot::Occupied(slot) => pairs.push((*slot.get() as usize, index)),
-            }
-        }
-        for (one, other) in pairs {
-            self.break_pair(one, other, "entryUUID");
-        }
-    }
-
-    fn break_pair(&mut self, one: usize, other: usize, attribute: &str) {
-        let line = |index: usize| {
-            self.recipients
-                .get(index)
-                .map_or(0, |recipient| recipient.line)
-        };
-        let (one_line, other_line) = (line(one), line(other));
-        self.break_entry(
-            one,
-            one_line,
-            format!("line {other_line} has the same {attribute}"),
-        );
-        self.break_entry(
-            other,
-            other_line,
-            format!("line {one_line} has the same {attribute}"),
-        );
-    }
-
-    fn addresses(&mut self) -> HashMap<Box<str>, Owner> {
-        let recipients = std::mem::take(&mut self.recipients);
-        let mut owners = HashMap::with_capacity(recipients.len());
-        for (index, recipient) in recipients.iter().enumerate() {
-            for address in &recipient.addresses {
-                self.claim(
-                    &mut owners,
-                    &recipients,
-                    index,
-                    address_key(address),
-                    "mailLocalAddress",
-                );
-            }
-        }
-        owners.extend(
-            self.addresses_in_doubt
-                .drain(..)
-                .map(|key| (key, Owner::InDoubt)),
-        );
-        self.recipients = recipients;
-        owners
-    }
-
-    /// Gives `key` to the entry, or to nobody if another one has it.
-    fn claim(
-        &mut self,
-        owners: &mut HashMap<Box<str>, Owner>,
-        all: &[Recipient],
-        index: usize,
-        key: String,
-        attribute: &str,
-    ) {
-        let mine = Owner::Entry(index as u32);
-        let Some(known) = owners.get_mut(key.as_str()) else {
-            owners.insert(key.into(), mine);
-            return;
-        };
-        if *known == mine {
-            return;
-        }
-        let first = match known {
-            Owner::Entry(first) => all
-                .get(*first as usize)
-                .map(|first| format!("line {}", first.line)),
-            Owner::InDoubt => None,
-        };
-        *known = Owner::InDoubt;
-        let Some(recipient) = all.get(index) else {
-            return;
-        };
-        let first = first.unwrap_or_else(|| "others".to_owned());
-        let what = format!(
-            "{attribute} {}: {first} has it too; it is unavailable",
-            printable(&key)
-        );
-        self.find(Severity::Error, recipient.line, Some(&recipient.dn), what);
-    }
-
-    /// Login names. A uid that reads as another entry's address is settled (as unavailable) when it is asked for.
-    fn logins(&mut self, addresses: &HashMap<Box<str>, Owner>) -> HashMap<Box<str>, Owner> {
-        let recipients = std::mem::take(&mut self.recipients);
-        let mut owners = HashMap::with_capacity(recipients.len());
-        for (index, recipient) in recipients.iter().enumerate() {
-            for login in &recipient.logins {
-                self.claim(&mut owners, &recipients, index, login.clone(), "uid");
-                let other = addresses.get(login.as_str());
-                if other.is_some_and(|other| *other != Owner::Entry(index as u32)) {
-                    let what = format!(
-                        "uid {}: another entry has it as an address; it is unavailable",
-                        printable(login)
-                    );
-                    self.find(Severity::Error, recipient.line, Some(&recipient.dn), what);
-                }
-            }
-        }
-        self.recipients = recipients;
-        owners
-    }
-
-    /// Groups with their members by address. A member without an entry is left out, one whose address is in doubt breaks the group.
-    fn groups(&mut self) -> BTreeMap<u32, Group> {
-        let mut groups = BTreeMap::new();
-        for index in 0..self.recipients.len() {
-            let Some(draft) = self
-                .recipients
-                .get_mut(index)
-                .and_then(|recipient| recipient.group.take())
-            else {
-                continue;
-            };
-            let group = self.group(index, draft);
-            groups.insert(index as u32, group);
-        }
-        groups
-    }
-
-    fn group(&mut self, index: usize, draft: GroupDraft) -> Group {
-        let mut members = Vec::with_capacity(draft.members.len());
-        let mut seen = BTreeSet::new();
-        for member in draft.members {
-            let member = match member {
-                MemberDraft::Address(address) => address,
-                MemberDraft::Dn(line, dn) => {
-                    let known = self.dns.get(dn.as_str()).map(|(_, recipient)| *recipient);
-                    let recipient = known
-                        .flatten()
-                        .and_then(|member| self.recipients.get(member as usize));
-                    match (
-                        recipient.and_then(|recipient| recipient.addresses.first()),
-                        recipient,
-                    ) {
-                        (Some(address), _) => address.clone(),
-                        (None, Some(_)) => {
-                            self.break_entry(
-                                index,
-                                line,
-                                format!("member {}: its entry is broken", printable(&dn)),
-                            );
-                            continue;
-                        }
-                        (None, None) => {
-                            let own = self
-                                .recipients
-                                .get(index)
-                                .map(|own| own.dn.clone())
-                                .unwrap_or_default();
-                            let what =
-                                format!("member {}: no such mail entry; left out", printable(&dn));
-                            self.find(Severity::Warning, line, Some(&own), what);
-                            continue;
-                        }
-                    }
-                }
-            };
-            if seen.insert(member.clone()) {
-                members.push(member);
-            }
-        }
-        if members.is_empty() {
-            let line = self
-                .recipients
-                .get(index)
-                .map_or(0, |recipient| recipient.line);
-            self.break_entry(index, line, "a group without members".to_owned());
-        }
-        Group {
-            members,
-            errors_to: draft.errors_to,
-        }
-    }
-
     /// The entries themselves, then what can be said only of all of them together.
     fn fill(&mut self, table: &mut Table, tenant_of: Vec<u32>, mut groups: BTreeMap<u32, Group>) {
         let mut lines = Vec::with_capacity(self.recipients.len());
@@ -551,97 +299,6 @@ impl Loader<'_> {
         self.judge_roles(table);
         table.findings = self.findings.finish();
     }
-
-    /// A mailbox needs an id, and a target of ours should lead somewhere.
-    fn judge_decisions(&mut self, table: &mut Table, lines: &[u32]) {
-        for index in table.indices() {
-            let Some(entry) = table.entries.get(index as usize) else {
-                break;
-            };
-            let Some(address) = entry
-                .address
-                .clone()
-                .filter(|_| !table.broken.contains_key(&index))
-            else {
-                continue;
-            };
-            let (line, dn) = (
-                lines.get(index as usize).copied().unwrap_or(0),
-                entry.dn.clone(),
-            );
-            let targets = match table
-                .decide(index, &address)
-                .map(|resolution| resolution.decision)
-            {
-                Err(error) => {
-                    self.find(Severity::Error, line, Some(&dn), error.reason.as_str());
-                    table.ids_in_doubt |= entry.id.is_none();
-                    table.broken.insert(index, error.reason.into());
-                    continue;
-                }
-                Ok(Decision::Forward { to }) => vec![to],
-                Ok(Decision::Group { members, errors_to }) => {
-                    members.into_iter().chain(errors_to).collect()
-                }
-                Ok(_) => continue,
-            };
-            for target in targets {
-                if table
-                    .resolve(&target)
-                    .is_ok_and(|resolution| resolution.decision == Decision::NoSuchUser)
-                {
-                    self.find(
-                        Severity::Warning,
-                        line,
-                        Some(&dn),
-                        format!("{target}: no entry has this address"),
-                    );
-                }
-            }
-        }
-    }
-
-    /// RFC 5321 section 4.5.1: mail for postmaster must reach somebody.
-    fn judge_roles(&mut self, table: &Table) {
-        if let Some(postmaster) = &self.settings.postmaster {
-            let is_nobody = match table.resolve(postmaster) {
-                Ok(found) => {
-                    found.decision == Decision::NoSuchUser || found.rule == Rule::RoleAddress
-                }
-                Err(_) => false,
-            };
-            if is_nobody {
-                self.find(
-                    Severity::Error,
-                    0,
-                    None,
-                    format!("postmaster {postmaster}: no entry has this address"),
-                );
-            }
-            return;
-        }
-        for domain in table.domains.keys() {
-            let Some(Ok(address)) = ROLES.first().map(|role| format!("{role}@{domain}").parse())
-            else {
-                continue;
-            };
-            if table
-                .resolve(&address)
-                .is_ok_and(|found| found.decision == Decision::NoSuchUser)
-            {
-                let what = format!("nobody is {address}: add an entry, or set who is postmaster");
-                self.find(Severity::Error, 0, None, what);
-            }
-        }
-    }
-}
-
-fn mbox_index(mboxes: &[Arc<str>], name: &str) -> Option<u32> {
-    let name = normal_domain(name).ok()?;
-    let found = mboxes
-        .binary_search_by(|mbox| (**mbox).cmp(name.as_str()))
-        .ok()?;
-    u32::try_from(found).ok()
 }
 
 fn index_ids(table: &mut Table) {
@@ -660,34 +317,4 @@ fn index_ids(table: &mut Table) {
     table.entries.shrink_to_fit();
     table.addresses.shrink_to_fit();
     table.logins.shrink_to_fit();
-}
-
-/// Classes of stored passwords that are counted; the rest is rare.
-const CLASSES_MAX: usize = 64;
-
-/// Finds a stored password of the class that most entries have: an unknown login should take as long as a usual one.
-#[derive(Default)]
-struct Decoys(BTreeMap<String, (usize, Box<str>)>);
-
-impl Decoys {
-    fn count(&mut self, passwords: &[Box<str>]) {
-        for stored in passwords {
-            let Some(class) = password::class(stored) else {
-                continue;
-            };
-            let is_room = self.0.len() < CLASSES_MAX;
-            match self.0.get_mut(&class) {
-                Some((count, _)) => *count += 1,
-                None if is_room => drop(self.0.insert(class, (1, stored.clone()))),
-                None => {}
-            }
-        }
-    }
-
-    fn most_common(self) -> Option<Box<str>> {
-        self.0
-            .into_values()
-            .max_by_key(|(count, _)| *count)
-            .map(|(_, stored)| stored)
-    }
 }
