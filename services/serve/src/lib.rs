@@ -1,8 +1,9 @@
-//! Running a server: tasks that drain, listeners, TLS material, what is counted and traced.
+//! Running a server: tasks that drain, listeners, lines, TLS material, what is counted and traced.
 //!
 //! # Layout
 //! * [`tasks`]: every task a node runs, so that it can drain or die as a whole
 //! * [`listen`]: accept loops with limits
+//! * [`line`]: command lines out of a byte stream
 //! * [`descriptors`]: as many as there may be
 //! * [`sparing`]: log lines that strangers can cause as often as they like
 //! * [`tls`]: certificates from files
@@ -16,6 +17,7 @@
 )]
 
 pub mod descriptors;
+pub mod line;
 pub mod listen;
 pub mod metrics;
 pub mod sparing;
