@@ -7,10 +7,6 @@
 //! updated.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "power_cut/rebuild.rs"]
-mod rebuild;
-#[path = "power_cut/record.rs"]
-mod record;
 #[path = "power_cut/workload.rs"]
 mod workload;
 
@@ -20,9 +16,9 @@ use std::process::Command;
 use hikyaku_engine::contract::{self, Dice, apply, pairs};
 use hikyaku_engine::disk::{DiskEngine, Options, Shared};
 use hikyaku_engine::{Engine, Snapshot};
+use hikyaku_power::rebuild::{self, Model};
+use hikyaku_power::record::{self, Op, Record};
 
-use self::rebuild::Model;
-use self::record::{Op, Record};
 use self::workload::Marks;
 
 const CHILD_DIR: &str = "POWER_CUT_CHILD_DIR";
@@ -63,7 +59,8 @@ fn power_cuts() {
         for model in [Model::Strict, Model::Ordered, Model::Random, Model::Kill] {
             images += 1;
             let image = tempfile::tempdir().unwrap();
-            rebuild::write(&record, cut, model, &mut dice, image.path());
+            let mut below = |sides| dice.below(sides as u64) as usize;
+            rebuild::write(&record, cut, model, &mut below, image.path());
             let marks = Marks::until(&record, cut);
             if let Err(fault) = examine(image.path(), &shared, &states, &marks, images % 8 == 0) {
                 red.push(format!("{model:?} at {cut} ({aim}): {fault}"));
@@ -91,6 +88,7 @@ fn record_workload(dir: &Path) -> Record {
             "--seccomp-bpf",
             "-qq",
             "-xx",
+            "-ttt",
             "-s",
             "4194304",
             "-e",
@@ -119,7 +117,7 @@ fn record_workload(dir: &Path) -> Record {
         run.status.success() && out.contains("1 passed"),
         "workload under strace failed:\n{out}\n{err}"
     );
-    Record::parse(
+    Record::parse_with_marks(
         &std::fs::read_to_string(&trace).unwrap(),
         &dir.join(workload::DISK),
         &dir.join(workload::MARKS),

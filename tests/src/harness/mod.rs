@@ -14,7 +14,6 @@
 //! * [`strace`]: a server under strace, to be killed at one of its system calls
 //! * [`post_mortem`]: what the log of a dead process says about every mail
 //! * [`backup`]: which UIDs a running process has given to which mail
-//! * [`record`], [`rebuild`]: all that happened to a data directory, and what a power cut could have left of it
 //! * [`power`]: images of a recorded run, each opened and held against its ledger
 
 pub mod backup;
@@ -23,8 +22,6 @@ pub mod dialogue;
 pub mod load;
 pub mod post_mortem;
 pub mod power;
-pub mod rebuild;
-pub mod record;
 pub mod server;
 pub mod site;
 pub mod strace;

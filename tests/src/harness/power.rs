@@ -8,14 +8,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use loadtest::ledger::Event;
+use hikyaku_power::rebuild::{self, Model};
+use hikyaku_power::record::{self, Record};
 use loadtest::random::Random;
 
 use super::backup::{Places, gone, places, reused};
 use super::binary::program;
 use super::load::{Load, events, queue_id, verify_settled};
 use super::post_mortem::scratch;
-use super::rebuild::{self, Model};
-use super::record::{self, Record};
 use super::server::{Server, Traced, listeners_of};
 use super::site::{Plan, Site};
 
@@ -79,7 +79,7 @@ impl Recording {
     fn image(&self, record: &Record, cut: usize, model: Model, dice: &mut Random) -> (Site, usize) {
         let site = self.site.twin(&scratch());
         std::fs::create_dir(site.data()).expect("the image's directory");
-        let lost = rebuild::write(record, cut, model, dice, site.data());
+        let lost = rebuild::write(record, cut, model, &mut |sides| dice.below(sides), site.data());
         (site, lost)
     }
 

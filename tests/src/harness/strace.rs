@@ -198,7 +198,7 @@ pub fn last_writes(trace: &Path, moment: Moment) -> Vec<Written> {
 
 /// `pwrite64(7</path>, "\x00"..., 4096, 0) = 4096`
 fn written(call: &str) -> Option<Written> {
-    let path = super::record::unescape_path(call.split_once('<')?.1.split_once('>')?.0);
+    let path = hikyaku_power::record::unescape_path(call.split_once('<')?.1.split_once('>')?.0);
     let (_, rest) = call.split_once(">, \"")?;
     let (data, rest) = rest.split_once('"')?;
     let rest = rest.trim_start_matches("...").trim_start_matches(", ");
@@ -208,7 +208,7 @@ fn written(call: &str) -> Option<Written> {
         path: path.into(),
         offset: offset.parse().ok()?,
         length: length.parse().ok()?,
-        shown: super::record::unescape(data),
+        shown: hikyaku_power::record::unescape(data),
         done: !call.contains("<unfinished") && !call.contains("= ?"),
     })
 }

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use hikyaku_power::rebuild::Model;
+use hikyaku_power::record::Op;
 use hikyaku_tests::harness::load::Load;
 use hikyaku_tests::harness::power::{Job, Recording, work_off};
-use hikyaku_tests::harness::rebuild::Model;
-use hikyaku_tests::harness::record::Op;
 use hikyaku_tests::harness::site::Plan;
 use loadtest::random::Random;
 

@@ -12,7 +12,7 @@ use hikyaku_engine::contract::{Dice, Model, apply, delete, pairs, put};
 use hikyaku_engine::disk::{DiskEngine, Options, Shared};
 use hikyaku_engine::{Engine, Write};
 
-use crate::record::{Op, Record};
+use hikyaku_power::record::{Op, Record};
 
 /// The recorded directory.
 pub const DISK: &str = "disk";

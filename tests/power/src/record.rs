@@ -1,10 +1,11 @@
-//! Reads strace's output into what happened to one directory, in order, and what was said to clients meanwhile.
+//! Reads strace's output into what happened to one directory, in order, and what was said to clients, or written to a file of
+//! marks, meanwhile.
 //!
 //! Files are followed by identity, not by name, so that a rename keeps what was written. Anything done to the directory
 //! that the rebuild would not understand is a panic, never skipped. A record can go on over a crash: the second run's
 //! trace is read on top of what the first had done, so that what neither has synced is still unsynced.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Every call that can change a file or make it durable, and the one that answers clients.
@@ -72,6 +73,8 @@ pub enum Op {
     },
     /// A 250 that names a queue id went out to a client.
     Acknowledged(String),
+    /// A workload says something in its file of marks.
+    Mark(String),
 }
 
 /// When it began and ended, in lines of the trace.
@@ -103,6 +106,21 @@ impl Record {
     /// On anything it does not understand.
     pub fn parse(trace: &str, root: &Path) -> Record {
         let mut reader = Reader::default();
+        reader.run(trace, root, usize::MAX);
+        reader.record()
+    }
+
+    /// Reads the trace of a process that used the directory `root`, made by it or before, and wrote to the file `marks` outside of
+    /// it what it knew.
+    ///
+    /// # Panics
+    /// On anything it does not understand.
+    pub fn parse_with_marks(trace: &str, root: &Path, marks: &Path) -> Record {
+        let marks = marks.to_str().expect("UTF-8").to_owned();
+        let mut reader = Reader {
+            marks: Some(marks),
+            ..Reader::default()
+        };
         reader.run(trace, root, usize::MAX);
         reader.record()
     }
@@ -145,6 +163,16 @@ impl Record {
         self.times.partition_point(|line| *line <= time)
     }
 
+    /// Whether a file or directory was created under this name.
+    pub fn is_named(&self, wanted: Ino, as_name: &str) -> bool {
+        self.events.iter().any(|event| match &event.op {
+            Op::Create { name, ino, .. } | Op::Mkdir { name, ino, .. } => {
+                *ino == wanted && name == as_name
+            }
+            _ => false,
+        })
+    }
+
     /// Queue ids whose 250 had begun to go out by the line `cut`.
     pub fn acknowledged(&self, cut: usize) -> impl Iterator<Item = &str> {
         self.events
@@ -167,6 +195,9 @@ struct Opened {
 #[derive(Debug)]
 struct Reader {
     root: String,
+    /// The file of marks, and the numbers under which it is open.
+    marks: Option<String>,
+    marks_open: BTreeSet<i64>,
     /// How many files there are; 0 is the root.
     inos: usize,
     entries: BTreeMap<(Ino, String), Ino>,
@@ -180,6 +211,8 @@ impl Default for Reader {
     fn default() -> Reader {
         Reader {
             root: String::new(),
+            marks: None,
+            marks_open: BTreeSet::new(),
             inos: 1,
             entries: BTreeMap::new(),
             lengths: BTreeMap::new(),
@@ -217,7 +250,7 @@ impl Reader {
             if let Some(begin) = rest.strip_suffix(" <unfinished ...>") {
                 // the kernel may hand the number out again before the call is seen to end
                 if let Some(fd) = begin.strip_prefix("close(") {
-                    self.open.remove(&number(fd.trim_end_matches(')')));
+                    self.closed(number(fd.trim_end_matches(')')));
                 }
                 unfinished.insert(pid, (at, begin.to_owned()));
                 continue;
@@ -279,8 +312,12 @@ impl Reader {
             "open" | "creat" | "openat2" => panic!("{name} is not understood: {args:?}"),
             "openat" => self.opened(args, result),
             "close" => {
-                self.open.remove(&number(args[0]));
+                self.closed(number(args[0]));
                 None
+            }
+            "write" if self.marks_open.contains(&number(args[0])) => {
+                let said = unescape(args[1].trim_matches('"'));
+                Some(Op::Mark(String::from_utf8(said).expect("UTF-8")))
             }
             "write" => self.written(args, result, None),
             "pwrite64" => self.written(args, result, Some(number(args[3]) as usize)),
@@ -340,10 +377,19 @@ impl Reader {
         }
     }
 
-    fn opened(&mut self, args: &[&str], fd: i64) -> Option<Op> {
+    fn closed(&mut self, fd: i64) {
         self.open.remove(&fd);
+        self.marks_open.remove(&fd);
+    }
+
+    fn opened(&mut self, args: &[&str], fd: i64) -> Option<Op> {
+        self.closed(fd);
         let flags = args[2];
         let path = path(args[1]);
+        if self.marks.as_ref() == Some(&path) {
+            self.marks_open.insert(fd);
+            return None;
+        }
         if path.trim_end_matches('/') == self.root {
             self.open.insert(fd, Opened { ino: 0, offset: 0 });
             return None;

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use loadtest::random::Random;
+use crate::record::{Event, Ino, Op, Record};
 
-use super::record::{Event, Ino, Op, Record};
+/// Chance: a number below the one given, which is not 0.
+pub type Below<'a> = &'a mut dyn FnMut(usize) -> usize;
 
 /// What a disk loses at once.
 const PAGE: usize = 4096;
@@ -44,23 +45,23 @@ impl Model {
 ///
 /// # Panics
 /// When it cannot be written.
-pub fn write(record: &Record, cut: usize, model: Model, dice: &mut Random, target: &Path) -> usize {
+pub fn write(record: &Record, cut: usize, model: Model, below: Below<'_>, target: &Path) -> usize {
     let happened = || record.events.iter().take_while(|event| event.end <= cut);
     let synced = synced(happened());
-    let committed = committed(&synced, cut, model, dice);
+    let committed = committed(&synced, cut, model, below);
     let victim = (model == Model::LosePage)
-        .then(|| victim(happened(), &synced, dice))
+        .then(|| victim(happened(), &synced, below))
         .flatten();
     let mut image = Image::default();
     let mut lost = 0;
     for (at, event) in happened().enumerate() {
-        let name_kept = |dir: Ino, dice: &mut Random| {
+        let name_kept = |dir: Ino, below: Below<'_>| {
             is_durable(event, dir, &synced)
                 || match model {
                     Model::Strict | Model::LoseNames => false,
                     Model::LosePage | Model::Kill => true,
                     Model::Ordered => event.end < committed,
-                    Model::Random => dice.below(2) == 0,
+                    Model::Random => below(2) == 0,
                 }
         };
         let bytes_kept = |ino: Ino| {
@@ -71,11 +72,11 @@ pub fn write(record: &Record, cut: usize, model: Model, dice: &mut Random, targe
             image.directories.insert(*ino);
         }
         let kept = match &event.op {
-            Op::Sync { .. } | Op::Acknowledged(_) => continue,
+            Op::Sync { .. } | Op::Acknowledged(_) | Op::Mark(_) => continue,
             Op::Create { dir, .. }
             | Op::Mkdir { dir, .. }
             | Op::Unlink { dir, .. }
-            | Op::Exchange { dir, .. } => name_kept(*dir, dice),
+            | Op::Exchange { dir, .. } => name_kept(*dir, below),
             Op::Rename {
                 from_dir,
                 from,
@@ -83,7 +84,7 @@ pub fn write(record: &Record, cut: usize, model: Model, dice: &mut Random, targe
                 to,
                 ino,
             } => {
-                let moved = (name_kept(*to_dir, dice), name_kept(*from_dir, dice));
+                let moved = (name_kept(*to_dir, below), name_kept(*from_dir, below));
                 // within one directory a rename is one entry's change
                 let (appears, vanishes) = if from_dir == to_dir {
                     (moved.0, moved.0)
@@ -100,7 +101,7 @@ pub fn write(record: &Record, cut: usize, model: Model, dice: &mut Random, targe
                     let keep = if whole {
                         victim != Some((at, page))
                     } else {
-                        model == Model::Random && dice.below(2) == 0
+                        model == Model::Random && below(2) == 0
                     };
                     if keep {
                         image.put(*ino, begin, bytes);
@@ -114,7 +115,7 @@ pub fn write(record: &Record, cut: usize, model: Model, dice: &mut Random, targe
                 continue;
             }
             Op::Truncate { ino, .. } | Op::Allocate { ino, .. } => {
-                bytes_kept(*ino) || (model == Model::Random && dice.below(2) == 0)
+                bytes_kept(*ino) || (model == Model::Random && below(2) == 0)
             }
         };
         if kept {
@@ -144,16 +145,16 @@ fn synced<'a>(events: impl Iterator<Item = &'a Event>) -> BTreeMap<Ino, usize> {
 }
 
 /// Up to where a journal has committed names.
-fn committed(synced: &BTreeMap<Ino, usize>, cut: usize, model: Model, dice: &mut Random) -> usize {
+fn committed(synced: &BTreeMap<Ino, usize>, cut: usize, model: Model, below: Below<'_>) -> usize {
     if model != Model::Ordered {
         return 0;
     }
     let barrier = synced.values().copied().max().unwrap_or(0);
     // half the time the journal went on a little by itself
-    let further = if dice.below(2) == 0 {
+    let further = if below(2) == 0 {
         0
     } else {
-        dice.below(cut.saturating_sub(barrier) + 1)
+        below(cut.saturating_sub(barrier) + 1)
     };
     barrier + further
 }
@@ -162,7 +163,7 @@ fn committed(synced: &BTreeMap<Ino, usize>, cut: usize, model: Model, dice: &mut
 fn victim<'a>(
     events: impl Iterator<Item = &'a Event>,
     synced: &BTreeMap<Ino, usize>,
-    dice: &mut Random,
+    below: Below<'_>,
 ) -> Option<(usize, usize)> {
     let mut candidates = Vec::new();
     for (at, event) in events.enumerate() {
@@ -172,7 +173,7 @@ fn victim<'a>(
             candidates.extend(pages(*offset, data).map(|(page, _, _)| (at, page)));
         }
     }
-    (!candidates.is_empty()).then(|| candidates[dice.below(candidates.len())])
+    (!candidates.is_empty()).then(|| candidates[below(candidates.len())])
 }
 
 /// Page number, offset and bytes of each page that a write touches.
@@ -266,7 +267,11 @@ impl Image {
             }
             Op::Truncate { ino, len } => self.contents.entry(*ino).or_default().resize(*len, 0),
             Op::Allocate { ino, len } => self.extend(*ino, *len),
-            Op::Rename { .. } | Op::Write { .. } | Op::Sync { .. } | Op::Acknowledged(_) => {}
+            Op::Rename { .. }
+            | Op::Write { .. }
+            | Op::Sync { .. }
+            | Op::Acknowledged(_)
+            | Op::Mark(_) => {}
         }
     }
 
