@@ -229,12 +229,7 @@ impl MemoryEngine {
     }
 
     fn live(&self) -> Result<MutexGuard<'_, Store>, EngineError> {
-        let store = lock(&self.store);
-        if store.generation == self.generation {
-            Ok(store)
-        } else {
-            Err(dead())
-        }
+        live(&self.store, self.generation)
     }
 }
 
@@ -336,6 +331,16 @@ impl Engine for MemoryEngine {
     }
 }
 
+/// The store, if the handle that was given out for `generation` still stands.
+fn live(store: &Mutex<Store>, generation: u64) -> Result<MutexGuard<'_, Store>, EngineError> {
+    let store = lock(store);
+    if store.generation == generation {
+        Ok(store)
+    } else {
+        Err(dead())
+    }
+}
+
 struct MemorySnapshot {
     store: Arc<Mutex<Store>>,
     generation: u64,
@@ -345,12 +350,7 @@ struct MemorySnapshot {
 
 impl MemorySnapshot {
     fn live(&self) -> Result<MutexGuard<'_, Store>, EngineError> {
-        let store = lock(&self.store);
-        if store.generation == self.generation {
-            Ok(store)
-        } else {
-            Err(dead())
-        }
+        live(&self.store, self.generation)
     }
 }
 
