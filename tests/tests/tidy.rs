@@ -1,4 +1,4 @@
-//! The tree keeps its shape: arrows between rooms, file headers, links in the docs.
+//! The tree keeps its shape: arrows between rooms, file headers, lengths, links in the docs.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -224,6 +224,102 @@ fn machines_read_no_clock_and_no_randomness() {
                 "f32",
             ] {
                 assert!(!text.contains(word), "{} has {word}", path.display());
+            }
+        }
+    }
+}
+
+/// Lines of a function at most. Aim at 70: a parent decides, leaves do; the arms of one `match` may need more.
+const FUNCTION_LINES_MAX: usize = 120;
+/// Lines of a file at most, its tests left out. Aim at 500, one subject each.
+const FILE_LINES_MAX: usize = 650;
+
+/// Production code, and the code that tests stand on: everything but tests.
+fn sources() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for place in ["services", "loadtest", "tests/src", "tests/power"] {
+        files(&root().join(place), ".rs", &mut found);
+    }
+    found.retain(|path| {
+        let inside = path.strip_prefix(root()).unwrap();
+        !inside
+            .components()
+            .skip(1)
+            .any(|part| part.as_os_str() == "tests" || part.as_os_str() == "tests.rs")
+    });
+    assert!(found.len() > 100);
+    found
+}
+
+/// The lines of a file before its tests.
+fn before_tests(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap();
+    text.lines()
+        .take_while(|line| *line != "#[cfg(test)]")
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Name and length of each function, by rustfmt's indentation.
+fn functions(lines: &[String]) -> Vec<(String, usize)> {
+    let mut found = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let bare = line.trim_start();
+        let Some((before, name)) = bare.split_once("fn ") else {
+            continue;
+        };
+        let is_item = before
+            .split_whitespace()
+            .all(|word| word.starts_with("pub") || ["async", "const"].contains(&word));
+        let mut signature = lines.iter().skip(at);
+        let has_body = signature
+            .find(|line| line.ends_with(['{', ';', '}']))
+            .is_some_and(|line| line.ends_with('{'));
+        if !is_item || !has_body {
+            continue;
+        }
+        let end = format!("{}}}", " ".repeat(line.len() - bare.len()));
+        let length = lines.iter().skip(at).position(|line| *line == end);
+        let name = name.split(['(', '<']).next().unwrap_or_default().to_owned();
+        found.push((name, length.unwrap_or(0) + 1));
+    }
+    found
+}
+
+#[test]
+fn files_and_functions_can_be_read() {
+    let mut seen = 0;
+    for path in sources() {
+        let lines = before_tests(&path);
+        assert!(
+            lines.len() <= FILE_LINES_MAX,
+            "{} has {} lines: split it by subject",
+            path.display(),
+            lines.len()
+        );
+        for (name, length) in functions(&lines) {
+            seen += 1;
+            assert!(
+                length <= FUNCTION_LINES_MAX,
+                "{}: {name} has {length} lines: split it by sense",
+                path.display()
+            );
+        }
+    }
+    assert!(seen > 1000, "only {seen} functions were found");
+}
+
+#[test]
+fn nothing_is_left_half_done() {
+    for path in sources() {
+        for (number, line) in before_tests(&path).iter().enumerate() {
+            for word in ["todo!", "unimplemented!", "dbg!", "FIXME", "XXX"] {
+                assert!(
+                    !line.contains(word),
+                    "{}:{}: {word}",
+                    path.display(),
+                    number + 1
+                );
             }
         }
     }
