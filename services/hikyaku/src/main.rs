@@ -166,10 +166,21 @@ fn print_demo(node: &Node, file: &Path) {
          printf 'From: alice@example.jp\\r\\nTo: bob@example.jp\\r\\nSubject: hello\\r\\n\\r\\nIt works.\\r\\n' | curl -sS --url smtp://{smtp} --mail-from alice@example.jp --mail-rcpt bob@example.jp -T -\n\
          curl -sS pop3://bob:{password}@{pop3}/1\n\
          curl -sS --insecure pop3s://bob:{password}@{pop3s}/1\n\
-         # In another terminal, the operator's side: hikyaku route explain team@example.jp --config {}\n\
+         # In another terminal, the operator's side: {} route explain team@example.jp --config {}\n\
          # Ctrl-C stops; starting again goes on with the same mail.",
-        file.display()
+        pasted(&std::env::current_exe().unwrap_or_else(|_| "hikyaku".into())),
+        pasted(file)
     );
+}
+
+/// A path as a shell takes it.
+fn pasted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |letter: char| letter.is_ascii_alphanumeric() || "/._-+".contains(letter);
+    match text.chars().all(plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
 }
 
 /// `hikyaku check`

@@ -163,7 +163,7 @@ pub async fn status(target: &Target) -> Result<()> {
     }
     println!(
         "{:<12} {:>9} {:>10} {:>10} {:>10} {:>10} {:>12}  trouble",
-        "shard", "messages", "applied", "durable", "log start", "log end", "log bytes"
+        "shard", "messages", "applied", "durable", "log start", "log end", "pinned bytes"
     );
     for shard in reply.shards {
         let trouble = if shard.trouble.is_empty() {
