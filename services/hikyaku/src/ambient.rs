@@ -1,8 +1,16 @@
 //! The machine's wall clock and randomness.
 
+use std::cell::RefCell;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use hikyaku_shard::ambient::Ambient;
+
+/// Numbers asked of the system at once: a mail takes about ten.
+const NUMBERS: usize = 64;
+
+thread_local! {
+    static DRAWN: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+}
 
 /// The operating system's clock and randomness.
 pub struct System;
@@ -18,13 +26,29 @@ impl Ambient for System {
     }
 
     fn random(&self) -> u64 {
-        match getrandom::u64() {
-            Ok(number) => number,
-            // ids that repeat would lose mail; no system this runs on fails here after its start
-            Err(error) => {
-                tracing::error!(%error, "the system has no randomness; stopping");
-                std::process::abort()
+        DRAWN.with_borrow_mut(|drawn| {
+            loop {
+                match drawn.pop() {
+                    Some(number) => return number,
+                    None => draw(drawn),
+                }
             }
+        })
+    }
+}
+
+/// Fills `drawn` with numbers, each to be used once.
+fn draw(drawn: &mut Vec<u64>) {
+    let mut bytes = [0; 8 * NUMBERS];
+    match getrandom::fill(&mut bytes) {
+        Ok(()) => {
+            let numbers = bytes.as_chunks().0.iter();
+            drawn.extend(numbers.map(|number| u64::from_le_bytes(*number)));
+        }
+        // ids that repeat would lose mail; no system this runs on fails here after its start
+        Err(error) => {
+            tracing::error!(%error, "the system has no randomness; stopping");
+            std::process::abort()
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use hikyaku_engine::Engine;
@@ -22,6 +23,8 @@ use crate::config::Config;
 
 /// What this node's replicas call themselves.
 const REPLICA: &str = "local";
+/// Between two syncs of the log at least: some 500 a second, whatever the rate of mail. A lone mail does not wait.
+const GATHER: Duration = Duration::from_millis(2);
 
 /// Everything that is durable here.
 pub struct Shards {
@@ -48,6 +51,7 @@ impl Shards {
             segment_bytes: config.log.segment_bytes.0,
             wal_bytes_max: config.log.bytes_max.0,
             recent_bytes_max: config.log.cache_bytes_max.0,
+            gather: GATHER,
             ..WalOptions::new(ambient.random())
         };
         let wal = Wal::open(&directory.join("log"), options).context("opening the log")?;

@@ -26,11 +26,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
 use committer::{Committer, Request};
 use disk::{Disk, OsDisk};
@@ -44,6 +46,9 @@ use crate::{
 
 /// Largest segment that may be configured; offsets in a segment are 32 bits and recovery reads a segment at once.
 const SEGMENT_BYTES_LARGEST: u64 = 1 << 30;
+
+/// So many bytes waiting are written at once, however short ago the last batch was.
+const GATHERED_BYTES_MAX: usize = 1 << 20;
 
 /// How a write-ahead log is laid out and bounded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +67,9 @@ pub struct WalOptions {
     pub recent_bytes_max: u64,
     /// Shards the log will keep; appends to more are refused as [`AppendError::Unavailable`].
     pub shards_max: usize,
+    /// Between the beginnings of two batches at least, so that on a fast disk too a sync serves many appends. One that
+    /// comes after a pause is written at once.
+    pub gather: Duration,
 }
 
 impl WalOptions {
@@ -75,6 +83,7 @@ impl WalOptions {
             pending_bytes_max: 32 << 20,
             recent_bytes_max: 64 << 20,
             shards_max: 1024,
+            gather: Duration::ZERO,
         }
     }
 
@@ -219,6 +228,15 @@ struct Queue {
     bytes: usize,
     /// No more requests are taken.
     ended: bool,
+    /// The committer lets requests gather: a new one need not wake it.
+    gathering: bool,
+}
+
+impl Queue {
+    /// There is something for a committer that is not gathering any more.
+    fn is_ready(&self) -> bool {
+        self.ended || self.bytes >= GATHERED_BYTES_MAX
+    }
 }
 
 impl Shared {
@@ -240,17 +258,33 @@ impl Shared {
         }
         queue.bytes += bytes;
         queue.waiting.push_back(request);
-        let was_idle = queue.waiting.len() == 1;
+        let wake = if queue.gathering {
+            queue.is_ready()
+        } else {
+            queue.waiting.len() == 1
+        };
         drop(queue);
-        if was_idle {
+        if wake {
             self.work.notify_one();
         }
         Ok(())
     }
 
-    /// What has gathered, and its size; waits for it. `None` when the log is closed and all is done.
-    fn take(&self) -> Option<(VecDeque<Request>, usize)> {
+    /// What has gathered, and its size; waits for it. `begun` is when the last batch began. `None` when the log is closed
+    /// and all is done.
+    fn take(&self, begun: Option<Instant>) -> Option<(VecDeque<Request>, usize)> {
+        let since = begun.map_or(self.options.gather, |begun| begun.elapsed());
+        let rest = self.options.gather.saturating_sub(since);
         let mut queue = self.queue();
+        if !rest.is_zero() {
+            queue.gathering = true;
+            queue = self
+                .work
+                .wait_timeout_while(queue, rest, |queue| !queue.is_ready())
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+            queue.gathering = false;
+        }
         while queue.waiting.is_empty() {
             if queue.ended {
                 return None;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::Shared;
 use super::frame::{self, Frame, Kind, SegmentHeader, encode_bounds, encode_seal, frame_bytes};
@@ -124,7 +125,9 @@ impl Committer {
     pub fn run(mut self) {
         // Whatever ends this thread, nobody waits for it any more.
         let _guard = Guard(self.shared.clone());
-        while let Some((batch, bytes)) = self.shared.take() {
+        let mut begun = None;
+        while let Some((batch, bytes)) = self.shared.take(begun) {
+            begun = Some(Instant::now());
             self.commit(batch);
             self.shared.taken(bytes);
             if self.shared.has_failed() {
@@ -309,11 +312,12 @@ impl Committer {
         }
         let freed = index.free();
         drop(index);
-        for (reply, stamp) in replies {
-            let _ = reply.send(Ok(stamp));
-        }
+        // tails first: a proposer that hears of its append after it was applied need not be woken twice
         for wake in wakes.values() {
             wake.notify_waiters();
+        }
+        for (reply, stamp) in replies {
+            let _ = reply.send(Ok(stamp));
         }
         self.remove(&freed);
     }

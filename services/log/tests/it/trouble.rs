@@ -1,6 +1,7 @@
 //! The write-ahead log in trouble: full, on a failing disk, damaged; and that one batch is one sync.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -553,4 +554,43 @@ async fn appends_that_gather_during_a_sync_share_the_next_one() {
     assert_eq!(wal.counts().syncs, 2);
     assert_eq!(wal.counts().appends, 8);
     assert_eq!(tail.next().await.unwrap().len(), 1);
+}
+
+/// Gathers longer than any test runs.
+fn gathering() -> WalOptions {
+    WalOptions {
+        segment_bytes: 4 << 20,
+        wal_bytes_max: 16 << 20,
+        gather: Duration::from_secs(3600),
+        ..WalOptions::new(1)
+    }
+}
+
+#[tokio::test]
+async fn appends_after_a_batch_gather_until_the_log_is_closed() {
+    let disk = MemoryDisk::default();
+    let wal = open(&disk, gathering());
+    // after a pause nothing is waited for
+    wal.append(BUSY, kilobyte(0)).await.unwrap();
+    let waiting = join_all((1..8).map(|number| wal.append(BUSY, kilobyte(number))));
+    assert_eq!(wal.counts().syncs, 1);
+    drop(wal);
+    for outcome in waiting.await {
+        outcome.unwrap();
+    }
+    let wal = open(&disk, gathering());
+    assert_eq!(wal.bounds(BUSY).end, Position(9));
+}
+
+#[tokio::test]
+async fn gathering_ends_when_much_has_gathered() {
+    let disk = MemoryDisk::default();
+    let wal = open(&disk, gathering());
+    wal.append(BUSY, kilobyte(0)).await.unwrap();
+    let large = Bytes::from(vec![7; 600 << 10]);
+    let two = join_all([wal.append(BUSY, large.clone()), wal.append(BUSY, large)]);
+    for outcome in two.await {
+        outcome.unwrap();
+    }
+    assert_eq!(wal.counts().syncs, 2);
 }
