@@ -522,6 +522,13 @@ mod tests {
         );
         assert!(problems("").contains("[mbox.NAME]"));
         assert!(problems(&format!("{LEAST}[smtp]\nrecipients_max = 5\n")).contains("at least 100"));
+        for (size, wrong) in [("1 MiB", "too small"), ("2 GiB", "too large")] {
+            let segment = problems(&format!("{LEAST}[log]\nsegment_bytes = \"{size}\"\n"));
+            assert!(
+                segment.starts_with("x.toml:4: log.segment_bytes: ") && segment.contains(wrong),
+                "{segment}"
+            );
+        }
         assert!(problems("[mbox").starts_with("x.toml:1: "));
         assert!(
             problems(&format!("{LEAST}[queue]\nexpire_after = 5\n"))

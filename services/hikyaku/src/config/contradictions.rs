@@ -5,6 +5,11 @@ use std::net::SocketAddr;
 
 use crate::config::Config;
 
+/// A segment holds the largest record, the shards' heads and room to truncate in.
+const SEGMENT_BYTES_LEAST: u64 = 2 << 20;
+/// Recovery reads a segment at once.
+const SEGMENT_BYTES_LARGEST: u64 = 1 << 30;
+
 /// Something wrong, and the byte offset in the file of the value that is to blame; 0 when the text has to name the key.
 pub struct Contradiction {
     /// From the beginning of the file; 0 for none.
@@ -171,7 +176,11 @@ fn limits(config: &Config, wrong: &mut Vec<Contradiction>) {
         ("pop3.idle_timeout", pop3.idle_timeout.0.as_secs(), 1),
         ("queue.messages_max", queue.messages_max, 1),
         ("queue.bytes_max", queue.bytes_max.0, 1 << 20),
-        ("log.segment_bytes", config.log.segment_bytes.0, 1 << 20),
+        (
+            "log.segment_bytes",
+            config.log.segment_bytes.0,
+            SEGMENT_BYTES_LEAST,
+        ),
         (
             "log.bytes_max",
             config.log.bytes_max.0,
@@ -183,6 +192,12 @@ fn limits(config: &Config, wrong: &mut Vec<Contradiction>) {
             1 << 20,
         ),
     ];
+    let segment_bytes = config.log.segment_bytes.0;
+    if segment_bytes > SEGMENT_BYTES_LARGEST {
+        wrong.push(Contradiction::anywhere(format!(
+            "log.segment_bytes: {segment_bytes} is too large, at most {SEGMENT_BYTES_LARGEST} will do"
+        )));
+    }
     for (key, value, least) in least {
         if value < least {
             wrong.push(Contradiction::anywhere(format!(
