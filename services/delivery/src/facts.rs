@@ -63,6 +63,15 @@ impl Facts {
         self.commit(attempted(message, vec![outcome])).await;
     }
 
+    /// [`Facts::record`] for the only recipient of a message: nothing could share its record.
+    pub async fn record_alone(&self, message: MessageId, recipient: u32, result: Attempt) {
+        let outcome = Outcome {
+            recipient,
+            result: Some(result),
+        };
+        self.commit(attempted(message, vec![outcome])).await;
+    }
+
     /// Records an outcome and the report of it in one record, apart from other facts.
     pub async fn report(
         &self,

@@ -167,7 +167,11 @@ impl Job<'_> {
     pub async fn record(&self, result: Attempt) {
         let (message, recipient) = self.work.key;
         let facts = &self.context.facts;
-        facts.record(message, recipient, result).await;
+        if self.work.alone {
+            facts.record_alone(message, recipient, result).await;
+        } else {
+            facts.record(message, recipient, result).await;
+        }
     }
 
     /// The same, with what tells the sender of it, which becomes a message with it.

@@ -51,6 +51,7 @@ impl MailboxService {
             deliver.generation = generation;
         }
         let span = span(&request.traceparent);
+        let account = deliver.account.clone();
         let proposal = self
             .propose(served, cmd_id, Command::Deliver(deliver))
             .instrument(span);
@@ -63,10 +64,13 @@ impl MailboxService {
             Answer::Voided => deliver_reply::Answer::Voided(Voided {}),
             Answer::Busy => deliver_reply::Answer::Busy(Busy {}),
             // it was here, under another generation or a moment ago: the caller asks again with what it hears now
-            Answer::NotOwner => deliver_reply::Answer::NotOwner(NotOwner {
-                shard: Some(request.shard),
-                generation,
-            }),
+            Answer::NotOwner => {
+                served.known.forget(&account);
+                deliver_reply::Answer::NotOwner(NotOwner {
+                    shard: Some(request.shard),
+                    generation,
+                })
+            }
             other => return Err(unexpected(&other)),
         }))
     }
@@ -79,10 +83,14 @@ impl MailboxService {
         account: &str,
         tenant: String,
     ) -> Result<Here, Status> {
+        if let Some(generation) = served.known.generation(account) {
+            return Ok(Here::Yes { generation });
+        }
         let known = read::account(&*served.local.engine.snapshot(), account)
             .map_err(|error| status::of_store(&error))?;
         match known {
             Account::Open(known) => {
+                served.known.learn(account, known.generation);
                 return Ok(Here::Yes {
                     generation: known.generation,
                 });
@@ -104,7 +112,10 @@ impl MailboxService {
         });
         let cmd_id = served.local.shard.ambient().command_id();
         match self.propose(served, cmd_id, open).await {
-            Ok(Answer::Opened { generation }) => Ok(Here::Yes { generation }),
+            Ok(Answer::Opened { generation }) => {
+                served.known.learn(account, generation);
+                Ok(Here::Yes { generation })
+            }
             Ok(Answer::Busy) => Ok(Here::Busy),
             Ok(other) => Err(unexpected(&other)),
             Err(error) => Err(status::of_propose(&error)),

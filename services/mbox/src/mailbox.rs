@@ -1,7 +1,7 @@
 //! The Mailbox service: one node's mailbox shards by index.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hikyaku_engine::Engine;
 use hikyaku_log::ShardId;
@@ -23,6 +23,9 @@ use crate::barrier::Barriers;
 use crate::maildrop::Pages;
 use crate::options::MboxOptions;
 use crate::status;
+
+/// Accounts a shard remembers having found open.
+const KNOWN_MAX: usize = 8_192;
 
 /// This node's replica of one mailbox shard, and the store under it.
 #[derive(Clone)]
@@ -52,7 +55,36 @@ pub(crate) struct ServedShard {
     /// Deliveries, in KiB.
     pub(crate) in_flight: Arc<Semaphore>,
     pub(crate) maildrops: Arc<Semaphore>,
+    /// Accounts that were open here lately.
+    pub(crate) known: Known,
     barriers: Barriers,
+}
+
+/// Accounts lately found open in a shard, and their generations. It saves a look into the store and decides nothing:
+/// whether an account is still here is seen again when a record is applied.
+#[derive(Default)]
+pub(crate) struct Known(Mutex<BTreeMap<String, u64>>);
+
+impl Known {
+    fn accounts(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn generation(&self, account: &str) -> Option<u64> {
+        self.accounts().get(account).copied()
+    }
+
+    pub(crate) fn learn(&self, account: &str, generation: u64) {
+        let mut accounts = self.accounts();
+        if accounts.len() >= KNOWN_MAX {
+            accounts.clear();
+        }
+        accounts.insert(account.to_owned(), generation);
+    }
+
+    pub(crate) fn forget(&self, account: &str) {
+        self.accounts().remove(account);
+    }
 }
 
 impl MailboxService {
@@ -70,6 +102,7 @@ impl MailboxService {
                 let served = ServedShard {
                     in_flight: Arc::new(Semaphore::new(in_flight_kib)),
                     maildrops: Arc::new(Semaphore::new(options.maildrops_max)),
+                    known: Known::default(),
                     barriers: Barriers::new(options.barrier_waiters_max),
                     local,
                 };

@@ -31,6 +31,8 @@ pub struct Work {
     pub reports_on: Bytes,
     /// The recipient.
     pub recipient: Recipient,
+    /// The message has no other one.
+    pub alone: bool,
     /// The address the sender wrote: that of the recipient this one was expanded from in the end.
     pub original_address: String,
     /// Where its failure is reported instead of to the sender.
@@ -102,6 +104,7 @@ impl QueueMachine {
             reports_on: message.accept.reports_on.clone(),
             original_address: original_address(message, slot),
             recipient,
+            alone: message.slots.len() == 1,
             errors_to: slot.state.errors_to.clone(),
             last_attempt: slot.state.history.last().cloned(),
             attempts: slot.state.attempts,

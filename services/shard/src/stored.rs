@@ -9,6 +9,9 @@ use hikyaku_log::{Applied, Position, Stamp};
 /// Incarnation, position, checksum, hash.
 const STORED_BYTES: usize = 8 + 8 + 4 + 32;
 
+/// Pairs up to this length are hashed without an allocation: all but a few are.
+const PAIR_SHORT_BYTES: usize = 512;
+
 /// The opaque position of a store under a shard.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stored {
@@ -89,12 +92,26 @@ impl StateHash {
 }
 
 fn digest(key: &[u8], value: &[u8]) -> [u64; 4] {
-    let mut pair = Vec::with_capacity(4 + key.len() + value.len());
     // the key's length in front: no two pairs run together to the same bytes
-    pair.extend_from_slice(&(key.len() as u32).to_le_bytes());
-    pair.extend_from_slice(key);
-    pair.extend_from_slice(value);
-    StateHash::from_bytes(*blake3::hash(&pair).as_bytes()).0
+    let length = (key.len() as u32).to_le_bytes();
+    let mut short = [0; PAIR_SHORT_BYTES];
+    let parts = [&length[..], key, value];
+    let digest = match join(&mut short, parts) {
+        Some(pair) => blake3::hash(pair),
+        None => blake3::hash(&parts.concat()),
+    };
+    StateHash::from_bytes(*digest.as_bytes()).0
+}
+
+/// The parts one after the other in `buffer`, if they fit.
+fn join<'a>(buffer: &'a mut [u8], parts: [&[u8]; 3]) -> Option<&'a [u8]> {
+    let mut end = 0;
+    for part in parts {
+        let next = end + part.len();
+        buffer.get_mut(end..next)?.copy_from_slice(part);
+        end = next;
+    }
+    buffer.get(..end)
 }
 
 #[cfg(test)]
