@@ -50,6 +50,32 @@ impl Server {
         Server::spawn(command, &site.log_file(), Traced::No, listeners_of(site))
     }
 
+    /// Starts a configuration that is no [`Site`]'s and waits until it has said `listeners` listeners.
+    ///
+    /// # Errors
+    /// What the process said when it ended instead.
+    pub fn configured(config: &Path, log: &Path, listeners: usize) -> Result<Server, String> {
+        let mut command = Command::new(program("hikyaku"));
+        command.arg("all").arg("--config").arg(config);
+        Server::spawn(command, log, Traced::No, listeners)
+    }
+
+    /// Starts `site` as a supervisor with this umask would.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub fn start_under_umask(site: &Site, umask: &str) -> Server {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "umask \"$0\" && exec \"$@\"", umask])
+            .arg(program("hikyaku"))
+            .arg("all")
+            .arg("--config")
+            .arg(site.config());
+        Server::spawn(command, &site.log_file(), Traced::No, listeners_of(site))
+            .unwrap_or_else(|why| panic!("{why}"))
+    }
+
     /// Starts `site` and kills it so long `after` its start, wherever it is by then; says whether it listened.
     ///
     /// # Panics
@@ -57,18 +83,7 @@ impl Server {
     pub fn start_and_kill(site: &Site, after: Duration) -> bool {
         let mut command = Command::new(program("hikyaku"));
         command.arg("all").arg("--config").arg(site.config());
-        let errors = File::options()
-            .create(true)
-            .append(true)
-            .open(site.log_file())
-            .expect("log file");
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(errors);
-        let mut child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let mut child = begin(&mut command, &site.log_file());
         let lines = lines_of(child.stdout.take().expect("a pipe"));
         std::thread::sleep(after);
         child.kill().expect("it runs");
@@ -113,18 +128,7 @@ impl Server {
     ) -> Result<Server, String> {
         let began = Instant::now();
         let from = std::fs::metadata(log).map_or(0, |metadata| metadata.len());
-        let errors = File::options()
-            .create(true)
-            .append(true)
-            .open(log)
-            .expect("log file");
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(errors);
-        let mut child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let mut child = begin(&mut command, log);
         let lines = lines_of(child.stdout.take().expect("a pipe"));
         let own = Pid::from_child(&child);
         let mut server = Server {
@@ -240,6 +244,15 @@ impl Server {
         self.status_kib("VmHWM:") << 10
     }
 
+    /// File descriptors it has open.
+    ///
+    /// # Panics
+    /// When it does not run.
+    pub fn descriptors(&self) -> usize {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("it runs");
+        open.count()
+    }
+
     fn status_kib(&self, key: &str) -> u64 {
         let text =
             std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
@@ -273,6 +286,22 @@ impl Drop for Server {
             let _ = self.child.wait();
         }
     }
+}
+
+/// Starts `command` with its standard output to be read and its standard error added to `log`.
+fn begin(command: &mut Command, log: &Path) -> Child {
+    let errors = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .expect("log file");
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(errors);
+    command
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
 /// Whether the process started is strace and the server its child.

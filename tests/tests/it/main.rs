@@ -6,6 +6,8 @@
 //! * [`operator`]: the operator's commands, the log's lines
 //! * [`backup`]: backup and restore, large bodies
 //! * [`configuration`]: wrong configurations and directories
+//! * [`modes`]: what others may look into
+//! * [`golden`]: what earlier versions wrote
 //! * [`clients`]: real mail clients, with and without TLS
 //! * [`trouble`]: a full disk, a damaged log, garbage
 //! * [`bounded`]: a held message, an idle mailbox and much traffic; no delivery for a while
@@ -22,7 +24,9 @@ mod clients;
 mod configuration;
 mod demo;
 mod dialogues;
+mod golden;
 mod kills;
+mod modes;
 mod operator;
 mod power_loss;
 mod trouble;

@@ -184,6 +184,7 @@ fn wrong_questions_fail_and_say_why() {
         &["route", "explain", "bob@example.jp"],
     ] {
         fails(arguments, "no hikyaku process answers at");
+        fails(arguments, "It does not run, or not with this configuration");
     }
     let mut server = Server::start(&site);
     fails(&["queue", "show", unknown], "is not in the queue");
@@ -200,6 +201,7 @@ fn wrong_questions_fail_and_say_why() {
     server.kill();
     // its socket is left, and nobody at it
     fails(&["status"], "no hikyaku process answers at");
+    fails(&["status"], "It has ended without a farewell");
 }
 
 #[test]
