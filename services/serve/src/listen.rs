@@ -187,7 +187,8 @@ pub fn accept_loop<S, F>(
             };
             metrics::CONNECTIONS.count(taken);
             let _ = stream.set_nodelay(true);
-            let session = serve(stream, peer);
+            // once on the heap and as large as it is: a future that is moved into another one takes its room twice
+            let session = Box::pin(serve(stream, peer));
             connection_tasks.spawn(name, async move {
                 session.await;
                 drop(admission);

@@ -1,7 +1,6 @@
 //! The tasks of one node. Nothing is spawned outside, so nothing is forgotten at the end.
 
 use std::future::Future;
-use std::pin::pin;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -28,10 +27,11 @@ impl Tasks {
     {
         let kill = self.kill.clone();
         let guard = PanicReport { name };
+        // not pinned in the task, whose future would then have room for it twice
+        let future = Box::pin(future);
         // the one place where a task is born
         #[allow(clippy::disallowed_methods)]
         self.tracker.spawn(async move {
-            let future = pin!(future);
             tokio::select! {
                 biased;
                 () = kill.cancelled() => {}

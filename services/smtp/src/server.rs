@@ -74,16 +74,13 @@ pub async fn serve_connection<S, B>(
                 Outcome::Upgrade => {
                     let (stream, misdeeds) = conversation.into_parts();
                     peer.client = None;
-                    surroundings
-                        .handshake(stream, &mut peer, acceptor, Some(misdeeds))
+                    Box::pin(surroundings.handshake(stream, &mut peer, acceptor, Some(misdeeds)))
                         .await
                 }
             }
         }
         Tls::Implicit(acceptor) => {
-            surroundings
-                .handshake(stream, &mut peer, acceptor, None)
-                .await
+            Box::pin(surroundings.handshake(stream, &mut peer, acceptor, None)).await
         }
     };
     backend.ended(&peer, end);
@@ -178,8 +175,11 @@ struct Conversation<'a, S, B: Backend> {
     wire: Wire<S>,
     peer: &'a mut Peer,
     surroundings: Surroundings<'a, B>,
-    session: Session<B::Transaction>,
+    session: Session<Held<B>>,
 }
+
+/// A mail under way: boxed, for a session that has none must not have room for one.
+type Held<B> = Box<<B as Backend>::Transaction>;
 
 /// Ends the conversation from any depth.
 type Flow<T> = Result<T, Outcome>;
@@ -193,7 +193,7 @@ where
         stream: S,
         peer: &'a mut Peer,
         surroundings: Surroundings<'a, B>,
-        session: Session<B::Transaction>,
+        session: Session<Held<B>>,
     ) -> Self {
         let wire = Wire::new(stream, surroundings.options.write_timeout);
         Conversation {
@@ -279,7 +279,7 @@ where
             .await
     }
 
-    async fn act(&mut self, action: Action<B::Transaction>) -> Flow<()> {
+    async fn act(&mut self, action: Action<Held<B>>) -> Flow<()> {
         match action {
             Action::Reply { reply, abandoned } => {
                 abort(abandoned, Abort::Reset);
@@ -294,16 +294,18 @@ where
                 self.wire.gather_lines(lines);
                 Ok(())
             }
-            Action::Mail(mail) => match self.surroundings.backend.mail(self.peer, &mail).await {
-                Ok(transaction) => {
-                    self.session.began(transaction, mail.smtputf8);
-                    self.push(&Reply::new(250, (2, 1, 0), "sender OK")).await
+            Action::Mail(mail) => {
+                match Box::pin(self.surroundings.backend.mail(self.peer, &mail)).await {
+                    Ok(transaction) => {
+                        self.session.began(Box::new(transaction), mail.smtputf8);
+                        self.push(&Reply::new(250, (2, 1, 0), "sender OK")).await
+                    }
+                    Err(rejection) => self.reject(Phase::Mail(&mail), rejection).await,
                 }
-                Err(rejection) => self.reject(Phase::Mail(&mail), rejection).await,
-            },
+            }
             Action::Rcpt(rcpt) => {
                 let decided = match self.session.transaction() {
-                    Some(transaction) => transaction.rcpt(&rcpt).await,
+                    Some(transaction) => Box::pin(transaction.rcpt(&rcpt)).await,
                     None => Err(bad_sequence().into()),
                 };
                 match decided {
@@ -317,8 +319,9 @@ where
                     }
                 }
             }
-            Action::Data(transaction) => self.data(transaction).await,
-            Action::Chunk { chunk, content } => self.chunk(chunk, content).await,
+            // boxed, as everything that an idle connection must not have room for
+            Action::Data(transaction) => Box::pin(self.data(transaction)).await,
+            Action::Chunk { chunk, content } => Box::pin(self.chunk(chunk, content)).await,
             Action::Discard {
                 chunk,
                 reply,
@@ -330,7 +333,7 @@ where
                     Phase::Command
                 };
                 abort(abandoned, Abort::Refused);
-                self.discard(chunk, phase, reply.into()).await
+                Box::pin(self.discard(chunk, phase, reply.into())).await
             }
             Action::StartTls => {
                 self.push(&Reply::new(220, (2, 0, 0), "ready to start TLS"))
@@ -477,7 +480,7 @@ where
     }
 }
 
-fn abort<T: Transaction>(transaction: Option<T>, reason: Abort) {
+fn abort<T: Transaction>(transaction: Option<Box<T>>, reason: Abort) {
     if let Some(transaction) = transaction {
         transaction.abort(reason);
     }

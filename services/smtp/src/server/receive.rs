@@ -10,7 +10,7 @@ use crate::backend::{Abort, Backend, End, Phase, Transaction};
 use crate::command::Chunk;
 use crate::content::{Event, Scanner};
 use crate::pace::Pace;
-use crate::server::{Conversation, Flow, Outcome};
+use crate::server::{Conversation, Flow, Held, Outcome};
 use crate::session::Chunked;
 use crate::wire::BLOCK_BYTES;
 
@@ -20,7 +20,7 @@ where
     B: Backend,
 {
     /// DATA: 354, the content, and what became of it.
-    pub(super) async fn data(&mut self, mut transaction: B::Transaction) -> Flow<()> {
+    pub(super) async fn data(&mut self, mut transaction: Held<B>) -> Flow<()> {
         if let Err(rejection) = transaction.data().await {
             transaction.abort(Abort::Refused);
             return self.reject(Phase::Data, rejection).await;
@@ -36,7 +36,7 @@ where
     }
 
     /// What becomes of a mail whose content is over.
-    async fn settle(&mut self, transaction: B::Transaction, received: Flow<Received>) -> Flow<()> {
+    async fn settle(&mut self, transaction: Held<B>, received: Flow<Received>) -> Flow<()> {
         let rejection = match received {
             Ok(Received::Whole) => match transaction.finish().await {
                 Ok(reply) => {
@@ -65,7 +65,7 @@ where
     pub(super) async fn chunk(
         &mut self,
         chunk: Chunk,
-        mut content: Box<Chunked<B::Transaction>>,
+        mut content: Box<Chunked<Held<B>>>,
     ) -> Flow<()> {
         if content.begins()
             && let Err(rejection) = content.transaction.data().await
@@ -83,11 +83,7 @@ where
     }
 
     /// Receives the octets of one chunk and feeds them to the transaction.
-    async fn counted(
-        &mut self,
-        chunk: Chunk,
-        content: &mut Chunked<B::Transaction>,
-    ) -> Flow<Received> {
+    async fn counted(&mut self, chunk: Chunk, content: &mut Chunked<Held<B>>) -> Flow<Received> {
         let Chunked {
             transaction,
             scanner,
