@@ -205,7 +205,14 @@ fn parse(header: &[u8]) -> Result<Option<SocketAddr>, ProxyError> {
         && header
             .get(13)
             .is_some_and(|family| family & 0xf0 == AF_UNIX);
-    if length != header.len() || is_unix || (is_v2 && !checksum_holds(header, &parsed)) {
+    // the parser takes any word that begins like this one
+    let unknown = header.strip_prefix(b"PROXY UNKNOWN");
+    let is_other_word = unknown.is_some_and(|rest| !rest.starts_with(b" ") && rest != b"\r\n");
+    if length != header.len()
+        || is_unix
+        || is_other_word
+        || (is_v2 && !checksum_holds(header, &parsed))
+    {
         return Err(ProxyError::Malformed);
     }
     match parsed.proxied_address() {
@@ -371,6 +378,7 @@ mod tests {
             "PROXY TCP4 2001:db8::7 2001:db8::1 5000 25\r\n",
             "PROXY TCP4 198.51.100.7 192.0.2.1 70000 25\r\n",
             "PROXY TCP5 198.51.100.7 192.0.2.1 5000 25\r\n",
+            "PROXY UNKNOWNS 198.51.100.7 192.0.2.1 5000 25\r\n",
             "PROXY\tTCP4 198.51.100.7 192.0.2.1 5000 25\r\n",
             "\x16\x03\x01\x02\0\x01\0\x01\x7c\x03\x03\0\0\0\0",
             &long,
