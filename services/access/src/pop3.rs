@@ -11,22 +11,22 @@
 //! * [`options`]: limits and deadlines
 //! * [`server`]: one connection, TLS around it, what is logged about it
 //! * `conversation`: what is said in it: lines in, actions done, replies out
-//! * `command`: the grammar of command lines, which [`hikyaku_serve::line`] has cut out of the byte stream
-//! * `sasl`: what an answer to AUTH PLAIN says
+//! * [`command`]: the grammar of command lines, which [`hikyaku_serve::line`] has cut out of the byte stream
+//! * [`sasl`]: what an answer to AUTH PLAIN says
 //! * `session`: the states and what each command means in them; no I/O
 //! * [`maildrop`]: what a session sees: numbers, sizes, unique ids, deletion marks
-//! * `reply`: single-line replies and response codes
-//! * `multiline`: message content as a multi-line reply: dot-stuffing, TOP
+//! * [`reply`]: single-line replies and response codes
+//! * [`multiline`]: message content as a multi-line reply: dot-stuffing, TOP
 //! * `wire`: bounded buffers around the stream, with deadlines
 
 pub mod options;
 pub mod server;
 
-mod command;
+pub mod command;
 mod conversation;
 pub mod maildrop;
-mod multiline;
-mod reply;
-mod sasl;
+pub mod multiline;
+pub mod reply;
+pub mod sasl;
 mod session;
 mod wire;
