@@ -83,7 +83,7 @@ impl QueueControl {
         if request.message_ids.is_empty() && request.all {
             ids = self
                 .shard
-                .read(|machine| machine.index().messages().keys().copied().collect());
+                .read(|machine| machine.index().messages().keys().collect());
         }
         for bytes in &request.message_ids {
             let known = MessageId::from_bytes(bytes).filter(|id| {

@@ -197,7 +197,7 @@ impl Dispatcher {
                 let keys = machine.take_due(now_ms, latest_ms, TAKE_MAX);
                 let route = |key| {
                     let (tenant, account) = machine.route(key)?;
-                    Some((Entry::new(key, tenant), account.map(str::to_owned)))
+                    Some((Entry::new(key, tenant), account))
                 };
                 keys.into_iter().filter_map(route).collect::<Vec<_>>()
             });

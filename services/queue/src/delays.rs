@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 
 use hikyaku_mail::id::MessageId;
 use hikyaku_proto::v1::Envelope;
-use hikyaku_proto::v1::recipient_state::State;
 
 use crate::index::RecipientKey;
 use crate::recipient::Slot;
@@ -19,15 +18,15 @@ pub struct Delays {
 impl Delays {
     /// Takes over what is true of a recipient now. `held`: its message waits for an operator as a whole.
     pub fn refresh(&mut self, key: RecipientKey, slot: &Slot, envelope: &Envelope, held: bool) {
-        let notify = match &slot.state.recipient {
-            Some(recipient) if !recipient.notify.is_empty() => &recipient.notify,
-            // nobody has asked, which is usual
-            _ => return,
-        };
+        // nobody has asked, which is usual
+        if !slot.has_notify() {
+            return;
+        }
+        let notify = slot.recipient().map(|recipient| recipient.notify);
         let place = (envelope.received_ms, key.0, key.1);
-        let wanted = asks(notify, "DELAY")
-            && matches!(slot.state.state, Some(State::Pending(_)))
-            && !slot.state.delay_reported
+        let wanted = notify.is_some_and(|notify| asks(&notify, "DELAY"))
+            && slot.pending_due().is_some()
+            && !slot.delay_reported()
             && !held
             && !envelope.reverse_path.is_empty();
         if wanted {
@@ -57,9 +56,9 @@ pub fn asks(notify: &str, what: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{Delays, asks};
-    use crate::recipient::fresh;
+    use crate::recipient::{Slot, fresh};
     use crate::testing::{id, local};
-    use hikyaku_proto::v1::Envelope;
+    use hikyaku_proto::v1::{Envelope, RecipientState};
 
     #[test]
     fn whoever_asked_waits_until_told_settled_or_held() {
@@ -83,7 +82,11 @@ mod tests {
         assert_eq!(delays.before(1000, 9), []);
         delays.refresh((id(1), 0), &slots[0], &envelope, false);
         assert_eq!(delays.before(1000, 0), []);
-        slots[0].state.delay_reported = true;
+        let told = RecipientState {
+            delay_reported: true,
+            ..slots[0].state()
+        };
+        slots[0] = Slot::new(told);
         delays.refresh((id(1), 0), &slots[0], &envelope, false);
         assert_eq!(delays.before(1000, 9), []);
         assert!(asks("success, delay", "DELAY") && !asks("NEVER", "DELAY"));

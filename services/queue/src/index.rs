@@ -3,17 +3,16 @@
 //! Whoever changes a message calls [`Index::refresh`] for it; all derived data follow from there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use hikyaku_log::Position;
 use hikyaku_mail::id::MessageId;
-use hikyaku_proto::v1::recipient_state::State;
-use hikyaku_proto::v1::{Envelope, Pending, RecipientState};
-use prost::Message as _;
 
 use crate::delays::Delays;
-use crate::hash::{SetHash, element};
+use crate::hash::SetHash;
 use crate::kept::KeptFact;
-use crate::recipient::{Message, Slot, Stage};
+use crate::recipient::{Before, Message, Slot, Stage, Stand, Statuses};
+use crate::sorted::Sorted;
 
 /// A recipient in the index.
 pub type RecipientKey = (MessageId, u32);
@@ -46,20 +45,70 @@ impl Tally {
 /// All live messages.
 #[derive(Debug, Default)]
 pub struct Index {
-    // boxed: the map's half-empty nodes stay small
-    messages: BTreeMap<MessageId, Box<Message>>,
+    // boxed: blocks are not always full
+    messages: Sorted<MessageId, Box<Message>>,
+    statuses: Statuses,
     hash: SetHash,
-    due: BTreeSet<(u64, MessageId, u32)>,
-    pins: BTreeSet<(Position, MessageId)>,
-    tallies: BTreeMap<String, Tally>,
+    due: Sorted<Due>,
+    pins: Sorted<Pin>,
+    tallies: BTreeMap<Arc<String>, Tally>,
     bytes: u64,
     taken: BTreeSet<RecipientKey>,
     delays: Delays,
 }
 
+/// A recipient by when it is due; written so that octets compare as what they say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Due {
+    due_ms: [u8; 8],
+    id: [u8; 16],
+    number: [u8; 4],
+}
+
+impl Due {
+    fn new(due_ms: u64, key: RecipientKey) -> Due {
+        Due {
+            due_ms: due_ms.to_be_bytes(),
+            id: key.0.to_bytes(),
+            number: key.1.to_be_bytes(),
+        }
+    }
+
+    fn due_ms(&self) -> u64 {
+        u64::from_be_bytes(self.due_ms)
+    }
+
+    fn key(&self) -> Option<RecipientKey> {
+        let id = MessageId::from_bytes(&self.id)?;
+        Some((id, u32::from_be_bytes(self.number)))
+    }
+}
+
+/// A message by what it pins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Pin {
+    position: Position,
+    id: [u64; 2],
+}
+
+impl Pin {
+    fn new(position: Position, id: MessageId) -> Pin {
+        let id = u128::from_be_bytes(id.to_bytes());
+        Pin {
+            position,
+            id: [(id >> 64) as u64, id as u64],
+        }
+    }
+
+    fn id(&self) -> Option<MessageId> {
+        let id = u128::from(self.id[0]) << 64 | u128::from(self.id[1]);
+        MessageId::from_bytes(&id.to_be_bytes())
+    }
+}
+
 impl Index {
     /// Live messages.
-    pub fn messages(&self) -> &BTreeMap<MessageId, Box<Message>> {
+    pub fn messages(&self) -> &Sorted<MessageId, Box<Message>> {
         &self.messages
     }
 
@@ -74,7 +123,7 @@ impl Index {
     }
 
     /// Counters by tenant.
-    pub fn tallies(&self) -> &BTreeMap<String, Tally> {
+    pub fn tallies(&self) -> &BTreeMap<Arc<String>, Tally> {
         &self.tallies
     }
 
@@ -95,12 +144,13 @@ impl Index {
 
     /// The lowest pin.
     pub fn lowest_pin(&self) -> Option<Position> {
-        self.pins.first().map(|(pin, _)| *pin)
+        self.pins.first().map(|pin| pin.position)
     }
 
     /// The message with the lowest pin.
     pub fn oldest(&self) -> Option<(Position, MessageId)> {
-        self.pins.first().copied()
+        let pin = self.pins.first()?;
+        Some((pin.position, pin.id()?))
     }
 
     /// Makes a message known, with these later facts about it; unless they finished it.
@@ -111,16 +161,17 @@ impl Index {
         if message.is_finished() {
             return;
         }
-        self.pins.insert((message.pin, id));
+        self.pins.insert(Pin::new(message.pin, id), ());
         self.bytes += message.log_bytes;
-        let tally = self
-            .tallies
-            .entry(message.accept.tenant.clone())
-            .or_default();
+        if let Some((tenant, _)) = self.tallies.get_key_value(&message.tenant) {
+            message.tenant = tenant.clone();
+        }
+        let tally = self.tallies.entry(message.tenant.clone()).or_default();
         tally.messages += 1;
         tally.bytes += message.log_bytes;
+        self.hash.add(message.element(id));
         self.messages.insert(id, Box::new(message));
-        self.refresh(id);
+        self.refresh(id, &[]);
     }
 
     /// Applies a fact to a live message; how much it changed, 0 when there is no such message.
@@ -128,9 +179,23 @@ impl Index {
         let Some(message) = self.messages.get_mut(&id) else {
             return 0;
         };
+        // what is terminal stays as it is
+        let before: Vec<Option<Before>> = message
+            .slots
+            .iter()
+            .map(|slot| (!slot.is_terminal()).then(|| slot.now()))
+            .collect();
+        let held = message.held.clone();
         let changed = message.apply(kept.time_ms, &kept.fact);
+        if held != message.held {
+            let new = message.element(id);
+            let reason = std::mem::replace(&mut message.held, held);
+            self.hash.remove(message.element(id));
+            self.hash.add(new);
+            message.held = reason;
+        }
         if changed > 0 {
-            self.refresh(id);
+            self.refresh(id, &before);
         }
         changed
     }
@@ -140,55 +205,53 @@ impl Index {
         let Some(message) = self.messages.get_mut(&id) else {
             return;
         };
-        self.pins.remove(&(message.pin, id));
+        self.pins.remove(&Pin::new(message.pin, id));
         message.pin = message.pin.max(pin);
         message.body_at = body_at;
-        self.pins.insert((message.pin, id));
+        self.pins.insert(Pin::new(message.pin, id), ());
         self.bytes = self.bytes - message.log_bytes + log_bytes;
-        if let Some(tally) = self.tallies.get_mut(&message.accept.tenant) {
+        if let Some(tally) = self.tallies.get_mut(&message.tenant) {
             tally.bytes = tally.bytes - message.log_bytes + log_bytes;
         }
         message.log_bytes = log_bytes;
     }
 
-    /// Brings everything derived from a message up to date, and forgets the message when it is finished.
-    fn refresh(&mut self, id: MessageId) {
+    /// Brings everything derived from a message up to date, and forgets the message when it is finished. `before` is how those
+    /// recipients stood that were not terminal; what has no place in it is new.
+    fn refresh(&mut self, id: MessageId, before: &[Option<Before>]) {
         let Some(message) = self.messages.get_mut(&id) else {
             return;
         };
+        let message = &mut **message;
         let finished = message.is_finished();
-        let header = element(&[
-            b"message",
-            &message.accept.encode_to_vec(),
-            message.held.as_bytes(),
-        ]);
-        if header != message.element {
-            // a fresh message has the zero element, which changes nothing
-            self.hash.remove(message.element);
-            self.hash.add(header);
-            message.element = header;
-        }
         let held = !message.held.is_empty();
-        let tally = self
-            .tallies
-            .entry(message.accept.tenant.clone())
-            .or_default();
-        let Message { accept, slots, .. } = &mut **message;
-        let none = Envelope::default();
-        let envelope = accept.envelope.as_ref().unwrap_or(&none);
-        for (number, slot) in slots.iter_mut().enumerate() {
+        let envelope = message
+            .slots
+            .iter()
+            .any(Slot::has_notify)
+            .then(|| message.accept(id).envelope.unwrap_or_default());
+        let tally = self.tallies.entry(message.tenant.clone()).or_default();
+        for (number, slot) in message.slots.iter_mut().enumerate() {
+            let key = (id, u32::try_from(number).unwrap_or(u32::MAX));
             if !slot.dirty {
                 continue;
             }
             slot.dirty = false;
-            let key = (id, u32::try_from(number).unwrap_or(u32::MAX));
-            let hashed = slot_element(key, &mut slot.state);
-            if hashed != slot.element {
-                self.hash.remove(slot.element);
-                self.hash.add(hashed);
-                slot.element = hashed;
+            slot.share(&mut self.statuses);
+            let now = slot.now();
+            let was = before.get(number);
+            let old = was.and_then(Option::as_ref);
+            if let Some(old) = old
+                && *old != now
+            {
+                self.hash.remove(slot.element(key, old));
+                self.hash.add(slot.element(key, &now));
+            } else if was.is_none() {
+                self.hash.add(slot.element(key, &now));
             }
-            self.delays.refresh(key, slot, envelope, held);
+            if let Some(envelope) = &envelope {
+                self.delays.refresh(key, slot, envelope, held);
+            }
             let stage = stage(slot, held);
             if stage != slot.stage {
                 if let Some(old) = slot.stage {
@@ -199,15 +262,15 @@ impl Index {
                 }
                 slot.stage = stage;
             }
-            let due_ms = due_of(slot, held).filter(|_| !self.taken.contains(&key));
-            if due_ms != slot.due_ms {
-                if let Some(old) = slot.due_ms {
-                    self.due.remove(&(old, key.0, key.1));
-                }
-                if let Some(new) = due_ms {
-                    self.due.insert((new, key.0, key.1));
-                }
-                slot.due_ms = due_ms;
+            if slot.queued
+                && let Some(old) = old.and_then(|old| old.stand().due())
+            {
+                self.due.remove(&Due::new(old, key));
+                slot.queued = false;
+            }
+            if let Some(due_ms) = due_of(slot, held).filter(|_| !self.taken.contains(&key)) {
+                self.due.insert(Due::new(due_ms, key), ());
+                slot.queued = true;
             }
         }
         if finished {
@@ -219,17 +282,17 @@ impl Index {
         let Some(message) = self.messages.remove(&id) else {
             return;
         };
-        self.hash.remove(message.element);
-        for slot in &message.slots {
-            self.hash.remove(slot.element);
+        self.hash.remove(message.element(id));
+        for (number, slot) in (0..).zip(&message.slots) {
+            self.hash.remove(slot.element((id, number), &slot.now()));
         }
-        self.pins.remove(&(message.pin, id));
+        self.pins.remove(&Pin::new(message.pin, id));
         self.bytes -= message.log_bytes;
-        if let Some(tally) = self.tallies.get_mut(&message.accept.tenant) {
+        if let Some(tally) = self.tallies.get_mut(&message.tenant) {
             tally.messages -= 1;
             tally.bytes -= message.log_bytes;
             if *tally == Tally::default() {
-                self.tallies.remove(&message.accept.tenant);
+                self.tallies.remove(&message.tenant);
             }
         }
     }
@@ -248,15 +311,17 @@ impl Index {
     pub fn take_due(&mut self, now_ms: u64, latest_ms: u64, max: usize) -> Vec<RecipientKey> {
         let mut keys = Vec::new();
         while keys.len() < max {
-            let first = self.due.first().filter(|due| due.0 <= now_ms);
-            let Some(&due) = first.or_else(|| self.due.last().filter(|due| due.0 > latest_ms))
-            else {
+            let first = self.due.first().filter(|due| due.due_ms() <= now_ms);
+            let ahead = || self.due.last().filter(|due| due.due_ms() > latest_ms);
+            let Some(due) = first.or_else(ahead) else {
                 break;
             };
             self.due.remove(&due);
-            let key = (due.1, due.2);
+            let Some(key) = due.key() else {
+                continue;
+            };
             if let Some(slot) = self.slot_mut(key) {
-                slot.due_ms = None;
+                slot.queued = false;
             }
             self.taken.insert(key);
             keys.push(key);
@@ -277,14 +342,14 @@ impl Index {
         if let Some(slot) = message.slots.get_mut(number)
             && let Some(due_ms) = due_of(slot, held)
         {
-            slot.due_ms = Some(due_ms);
-            self.due.insert((due_ms, key.0, key.1));
+            slot.queued = true;
+            self.due.insert(Due::new(due_ms, key), ());
         }
     }
 
     /// When the next recipient is due.
     pub fn next_due(&self) -> Option<u64> {
-        self.due.first().map(|due| due.0)
+        self.due.first().map(|due| due.due_ms())
     }
 
     /// Whether the leader has this recipient in its hands.
@@ -298,26 +363,15 @@ impl Index {
     }
 }
 
-/// A recipient's hash. The history is for operators and may be shortened when a message is carried, so it is left out.
-fn slot_element((id, number): RecipientKey, state: &mut RecipientState) -> [u64; 4] {
-    let history = std::mem::take(&mut state.history);
-    let hashed = state.encode_to_vec();
-    state.history = history;
-    element(&[b"recipient", &id.to_bytes(), &number.to_be_bytes(), &hashed])
-}
-
 fn stage(slot: &Slot, held: bool) -> Option<Stage> {
-    match slot.state.state {
-        Some(State::Terminal(_)) => None,
-        Some(State::Pending(_)) if !held && slot.state.attempts == 0 => Some(Stage::Incoming),
-        Some(State::Pending(_)) if !held => Some(Stage::Deferred),
+    match slot.stand() {
+        Stand::Terminal(_) => None,
+        Stand::Pending(_) if !held && slot.attempts() == 0 => Some(Stage::Incoming),
+        Stand::Pending(_) if !held => Some(Stage::Deferred),
         _ => Some(Stage::Hold),
     }
 }
 
 fn due_of(slot: &Slot, held: bool) -> Option<u64> {
-    match slot.state.state {
-        Some(State::Pending(Pending { due_ms })) if !held => Some(due_ms),
-        _ => None,
-    }
+    slot.pending_due().filter(|_| !held)
 }

@@ -1,11 +1,10 @@
 //! What an operator sees of the queue, in the shape the admin API sends. Stages are Postfix's: incoming, active, deferred, hold.
 
 use hikyaku_mail::id::MessageId;
-use hikyaku_proto::v1::recipient_state::State;
 use hikyaku_proto::v1::{QueueListRequest, QueuedMessage};
 
 use crate::machine::QueueMachine;
-use crate::recipient::{Message, Slot};
+use crate::recipient::{Message, Slot, Stand};
 
 /// Messages listed when the request names no limit.
 pub const LIST_DEFAULT: u32 = 1000;
@@ -52,7 +51,7 @@ impl QueueMachine {
                 .message(*id)
                 .and_then(|message| message.slots.get(*number as usize));
             let stage = match slot {
-                Some(slot) if slot.state.attempts == 0 => &mut census.incoming,
+                Some(slot) if slot.attempts() == 0 => &mut census.incoming,
                 Some(_) => &mut census.deferred,
                 None => continue,
             };
@@ -70,13 +69,13 @@ impl QueueMachine {
         };
         let mut listed = Listed::default();
         // ids begin with the time they were made, so this is by age
-        for (id, message) in self.index.messages() {
-            if !self.matches(*id, message, request, now_ms) {
+        for (id, message) in self.index.messages().iter() {
+            if !self.matches(id, message, request, now_ms) {
                 continue;
             }
             listed.total += 1;
             if listed.messages.len() < usize::try_from(limit).unwrap_or(usize::MAX) {
-                listed.messages.push(queued(message));
+                listed.messages.push(queued(id, message));
             }
         }
         listed
@@ -92,7 +91,7 @@ impl QueueMachine {
             .filter(|(_, slot)| !slot.is_terminal());
         live.filter_map(|(number, slot)| {
             let (tenant, _) = self.route((id, number))?;
-            let address = slot.state.recipient.as_ref()?.address.clone();
+            let address = slot.recipient()?.address;
             Some((number, address, tenant.to_owned()))
         })
         .collect()
@@ -105,7 +104,7 @@ impl QueueMachine {
 
     /// One message.
     pub fn show(&self, id: MessageId) -> Option<QueuedMessage> {
-        self.index.message(id).map(queued)
+        self.index.message(id).map(|message| queued(id, message))
     }
 
     fn matches(
@@ -115,11 +114,11 @@ impl QueueMachine {
         request: &QueueListRequest,
         now_ms: u64,
     ) -> bool {
-        if !request.tenant.is_empty() && request.tenant != message.accept.tenant {
+        if !request.tenant.is_empty() && request.tenant != *message.tenant {
             return false;
         }
         let address = request.address.as_str();
-        if !address.is_empty() && !has_address(message, address) {
+        if !address.is_empty() && !has_address(id, message, address) {
             return false;
         }
         request.state.is_empty()
@@ -133,38 +132,36 @@ impl QueueMachine {
 
 /// The stage a recipient is in; `None` when it is settled.
 fn stage_word(message: &Message, slot: &Slot, taken: bool, now_ms: u64) -> Option<&'static str> {
-    match &slot.state.state {
-        Some(State::Terminal(_)) | None => None,
-        Some(State::Held(_)) => Some("hold"),
-        Some(State::Pending(_)) if !message.held.is_empty() => Some("hold"),
-        Some(State::Pending(_)) if taken => Some("active"),
-        Some(State::Pending(_)) if slot.state.attempts == 0 => Some("incoming"),
-        Some(State::Pending(pending)) if pending.due_ms <= now_ms => Some("active"),
-        Some(State::Pending(_)) => Some("deferred"),
+    match slot.stand() {
+        Stand::Terminal(_) => None,
+        Stand::Held(_) => Some("hold"),
+        Stand::Pending(_) if !message.held.is_empty() => Some("hold"),
+        Stand::Pending(_) if taken => Some("active"),
+        Stand::Pending(_) if slot.attempts() == 0 => Some("incoming"),
+        Stand::Pending(due_ms) if *due_ms <= now_ms => Some("active"),
+        Stand::Pending(_) => Some("deferred"),
     }
 }
 
-fn has_address(message: &Message, part: &str) -> bool {
-    let reverse_path = message.accept.envelope.iter().map(|e| &e.reverse_path);
-    let recipients = message
-        .slots
-        .iter()
-        .filter_map(|slot| slot.state.recipient.as_ref())
-        .map(|recipient| &recipient.address);
-    reverse_path
-        .chain(recipients)
-        .any(|address| address.to_lowercase().contains(&part.to_lowercase()))
+fn has_address(id: MessageId, message: &Message, part: &str) -> bool {
+    let part = part.to_lowercase();
+    let has = |address: String| address.to_lowercase().contains(&part);
+    let envelope = message.accept(id).envelope;
+    let mut recipients = message.slots.iter().filter_map(Slot::recipient);
+    envelope.is_some_and(|envelope| has(envelope.reverse_path))
+        || recipients.any(|recipient| has(recipient.address))
 }
 
-fn queued(message: &Message) -> QueuedMessage {
+fn queued(id: MessageId, message: &Message) -> QueuedMessage {
+    let accept = message.accept(id);
     QueuedMessage {
-        message_id: message.accept.message_id.clone(),
-        envelope: message.accept.envelope.clone(),
-        tenant: message.accept.tenant.clone(),
-        size: message.accept.body.as_ref().map_or(0, |body| body.size),
+        message_id: accept.message_id,
+        envelope: accept.envelope,
+        tenant: accept.tenant,
+        size: accept.body.map_or(0, |body| body.size),
         recipients: QueueMachine::states(message),
-        held: message.held.clone(),
-        reports_on: message.accept.reports_on.clone(),
+        held: message.held.to_string(),
+        reports_on: accept.reports_on,
         position: message.body_at.0,
     }
 }

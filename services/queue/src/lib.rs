@@ -24,6 +24,8 @@
 //! * [`index`]: live messages, what is due, what the log must keep, the state hash
 //! * [`delays`]: who is to be told that a mail takes long
 //! * [`recipient`]: the transitions of one message's recipients
+//! * [`packed`]: who a recipient is, in few octets
+//! * [`sorted`]: a sorted map for very many small entries
 //! * [`kept`]: facts remembered down to the log start, so that a finished message never comes back
 //! * [`bodies`]: fresh bodies in memory, and where a record holds one
 //! * [`work`]: what a leader takes, carries and learns from the index
@@ -40,9 +42,13 @@ pub mod inspect;
 pub mod intake;
 pub mod kept;
 pub mod machine;
+pub mod packed;
 pub mod recipient;
+pub mod sorted;
 pub mod work;
 
+#[cfg(test)]
+mod golden_test;
 #[cfg(test)]
 mod model_test;
 #[cfg(test)]

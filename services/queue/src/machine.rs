@@ -25,7 +25,6 @@ use hikyaku_shard::machine::{Machine, Trouble};
 use prost::Message as _;
 
 use crate::bodies::Bodies;
-use crate::hash::Element;
 use crate::index::Index;
 use crate::intake::Gauges;
 use crate::kept::{Fact, Kept, KeptFact};
@@ -41,7 +40,7 @@ const CANCELS_MAX: usize = 10_000;
 /// Limits of one queue shard on one node. None of them changes what `apply` does.
 #[derive(Clone, Copy, Debug)]
 pub struct QueueOptions {
-    /// Live messages at which edges are told to choose another shard. One with a deferred recipient takes about 2.3 KB.
+    /// Live messages at which edges are told to choose another shard. docs/OPERATIONS.md says what one takes.
     pub queue_messages_max: u64,
     /// Octets of live messages at which edges are told to choose another shard.
     pub queue_bytes_max: u64,
@@ -215,16 +214,8 @@ impl QueueMachine {
         for cancel in self.cancels.values_mut().filter(|cancel| cancel.id == id) {
             cancel.accept = Some(position);
         }
-        let recipients = accept.recipients.clone();
-        let message = Message {
-            slots: fresh(recipients),
-            held: String::new(),
-            pin: position,
-            body_at: position,
-            log_bytes,
-            element: Element::default(),
-            accept: header(&accept),
-        };
+        let slots = fresh(accept.recipients.clone());
+        let message = Message::new(&accept, slots, "", position, (position, log_bytes));
         self.know(id, message, Position::ZERO, position, &content);
         Answer::Changed(1)
     }
@@ -342,15 +333,9 @@ impl QueueMachine {
         };
         self.counters.reports += 1;
         if self.index.message(id).is_none() && !self.kept.was_accepted(id) {
-            let message = Message {
-                slots: fresh(accept.recipients.clone()),
-                held: String::new(),
-                pin,
-                body_at: position,
-                log_bytes: accept.encoded_len() as u64,
-                element: Element::default(),
-                accept: header(accept),
-            };
+            let slots = fresh(accept.recipients.clone());
+            let record = (position, accept.encoded_len() as u64);
+            let message = Message::new(accept, slots, "", pin, record);
             self.know(id, message, Position::ZERO, position, &content);
         }
         answer
@@ -360,8 +345,7 @@ impl QueueMachine {
         let as_of = Position(carry.as_of);
         let whole = carry
             .accept
-            .as_ref()
-            .and_then(|accept| Some((id_and_body(accept)?, header(accept))));
+            .and_then(|accept| Some((id_and_body(&accept)?, accept)));
         let Some(((id, content), accept)) = whole.filter(|_| as_of <= position) else {
             return self.misplaced(position);
         };
@@ -375,15 +359,9 @@ impl QueueMachine {
             self.counters.carries_void += 1;
             return Answer::Void;
         }
-        let message = Message {
-            accept,
-            slots: carry.states.into_iter().map(Slot::new).collect(),
-            held: carry.held,
-            pin: as_of,
-            body_at: position,
-            log_bytes,
-            element: Element::default(),
-        };
+        let slots = carry.states.into_iter().map(Slot::new).collect();
+        let record = (position, log_bytes);
+        let message = Message::new(&accept, slots, &carry.held, as_of, record);
         self.know(id, message, as_of, position, &content);
         if self.index.message(id).is_none() {
             self.counters.carries_void += 1;
@@ -436,24 +414,6 @@ fn id_and_body(accept: &Accept) -> Option<(MessageId, Body)> {
     let id = MessageId::from_bytes(&accept.message_id)?;
     let body = accept.body.clone()?;
     body.content.is_some().then_some((id, body))
-}
-
-/// A message without content and recipients, in memory of its own.
-fn header(accept: &Accept) -> Accept {
-    let own = Bytes::copy_from_slice;
-    Accept {
-        message_id: own(&accept.message_id),
-        envelope: Some(accept.envelope.clone().unwrap_or_default()),
-        recipients: Vec::new(),
-        body: accept.body.as_ref().map(|body| Body {
-            content: None,
-            size: body.size,
-            blake3: own(&body.blake3),
-        }),
-        tenant: accept.tenant.clone(),
-        traceparent: accept.traceparent.clone(),
-        reports_on: own(&accept.reports_on),
-    }
 }
 
 impl Machine for QueueMachine {
@@ -612,10 +572,6 @@ impl QueueMachine {
 
     /// Recipients of a live message with what the index derived, for the leader and the operator.
     pub(crate) fn states(message: &Message) -> Vec<RecipientState> {
-        message
-            .slots
-            .iter()
-            .map(|slot| slot.state.clone())
-            .collect()
+        message.slots.iter().map(Slot::state).collect()
     }
 }

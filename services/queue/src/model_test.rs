@@ -232,7 +232,7 @@ impl World {
             return;
         }
         let index = self.leaders[who].machine.index();
-        let ids: Vec<MessageId> = index.messages().keys().copied().collect();
+        let ids: Vec<MessageId> = index.messages().keys().collect();
         let Some(&message_id) = self.random.pick(&ids) else {
             return;
         };
@@ -360,10 +360,10 @@ impl World {
                 index.tallies().values().map(|t| t.messages).sum::<u64>(),
                 index.messages().len() as u64
             );
-            for (id, message) in index.messages() {
+            for (id, message) in index.messages().iter() {
                 assert!(message.body_at >= self.start, "{name}: content cut away");
                 let record = &self.history[usize::try_from(message.body_at.0 - 1).unwrap()];
-                assert!(body_in(record.clone(), *id).is_some(), "{name}: no content");
+                assert!(body_in(record.clone(), id).is_some(), "{name}: no content");
             }
         }
         assert_eq!(

@@ -1,21 +1,26 @@
 //! One message and the transitions of its recipients. Pure; every rule about what may follow what is here.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use hikyaku_log::Position;
+use hikyaku_mail::id::MessageId;
 use hikyaku_proto::v1::operate::Order;
 use hikyaku_proto::v1::outcome::Result as Attempt;
-use hikyaku_proto::v1::recipient::Target;
 use hikyaku_proto::v1::recipient_state::State;
 use hikyaku_proto::v1::terminal::How;
 use hikyaku_proto::v1::{
-    Accept, AttemptRecord, Held, Operate, Outcome, Pending, Recipient, RecipientState, Routed,
-    Status, Terminal,
+    Accept, AttemptRecord, Body, Held, Operate, Outcome, Pending, Recipient, RecipientState,
+    Routed, Status, Terminal,
 };
+use prost::Message as _;
 
-use crate::hash::Element;
+use crate::hash::{Element, element};
+use crate::index::RecipientKey;
 use crate::kept::Fact;
+use crate::packed::{Origin, PackedOrigin};
 
 /// Recipients a message can come to have by expansion. What the edge accepted is never refused here.
 pub const RECIPIENTS_MAX: usize = 4096;
@@ -24,38 +29,66 @@ pub const HISTORY_MAX: usize = 8;
 /// Characters of a reply's text remembered.
 const REPLY_TEXT_MAX: usize = 200;
 
-/// A live message.
+/// A live message. There may be very many, so what is rarely read is packed.
 #[derive(Debug)]
 pub struct Message {
-    /// As accepted, without content and recipients.
-    pub accept: Accept,
+    /// As accepted, without id, tenant, content and recipients; as protobuf.
+    accept: Box<[u8]>,
+    /// Whose it is; shared by all mails of the tenant.
+    pub tenant: Arc<String>,
     /// Everybody it is for, by number.
     pub slots: Vec<Slot>,
     /// Not empty: held as a whole, and why.
-    pub held: String,
+    pub held: Box<str>,
     /// The lowest log position that makes the message known with all that happened to it.
     pub pin: Position,
     /// The record that holds the content.
     pub body_at: Position,
     /// Octets of that record.
     pub log_bytes: u64,
-    /// The hash of everything but the recipients.
-    pub element: Element,
 }
 
 /// A recipient and what the index derived from its state.
 #[derive(Debug)]
 pub struct Slot {
-    /// What the log says.
-    pub state: RecipientState,
-    /// Its hash.
-    pub element: Element,
-    /// The time it is in the due index under.
-    pub due_ms: Option<u64>,
+    origin: PackedOrigin,
+    /// The last attempts, oldest first.
+    history: Box<[Attempted]>,
+    stand: Stand,
+    attempts: u32,
+    delay_reported: bool,
     /// The stage it is counted in.
     pub stage: Option<Stage>,
+    /// Whether it is in the due index.
+    pub queued: bool,
     /// Changed since the index derived the above.
     pub dirty: bool,
+}
+
+/// How a recipient stands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Stand {
+    /// Waits until then, Unix milliseconds.
+    Pending(u64),
+    /// Waits for an operator.
+    Held(Box<Held>),
+    /// Nothing more will happen to it.
+    Terminal(Box<Terminal>),
+}
+
+/// A recipient's state of those parts that change.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Before {
+    stand: Stand,
+    attempts: u32,
+    delay_reported: bool,
+}
+
+/// One attempt; equal results are shared.
+#[derive(Clone, Debug)]
+struct Attempted {
+    time_ms: u64,
+    status: Option<Arc<Status>>,
 }
 
 /// Where a live recipient is counted. Names are Postfix's.
@@ -71,42 +104,145 @@ pub enum Stage {
 
 impl Slot {
     /// A recipient in this state, not yet indexed.
-    pub fn new(mut state: RecipientState) -> Slot {
-        if state.state.is_none() {
-            state.state = Some(pending(0));
-        }
-        // a small value cut from a large record would keep the whole record in memory
-        if let Some(State::Terminal(terminal)) = &mut state.state {
-            terminal.dsn_id = Bytes::copy_from_slice(&terminal.dsn_id);
-        }
+    pub fn new(state: RecipientState) -> Slot {
+        let stand = match state.state {
+            None => Stand::Pending(0),
+            Some(State::Pending(Pending { due_ms })) => Stand::Pending(due_ms),
+            Some(State::Held(held)) => Stand::Held(Box::new(held)),
+            Some(State::Terminal(terminal)) => Stand::terminal(terminal),
+        };
+        let history = state.history.into_iter().map(|attempt| Attempted {
+            time_ms: attempt.time_ms,
+            status: attempt.status.map(Arc::new),
+        });
         Slot {
-            state,
-            element: Element::default(),
-            due_ms: None,
+            history: history.collect(),
+            stand,
+            attempts: state.attempts,
+            delay_reported: state.delay_reported,
             stage: None,
+            queued: false,
             dirty: true,
+            origin: PackedOrigin::new(&Origin {
+                recipient: state.recipient,
+                parent: state.parent,
+                errors_to: state.errors_to,
+            }),
         }
+    }
+
+    /// All of its state.
+    pub fn state(&self) -> RecipientState {
+        RecipientState {
+            history: self.history.iter().map(Attempted::record).collect(),
+            ..self.state_as(&self.now())
+        }
+    }
+
+    /// Its state as it was, without history.
+    fn state_as(&self, before: &Before) -> RecipientState {
+        let origin = self.origin.unpack();
+        let state = match &before.stand {
+            Stand::Pending(due_ms) => pending(*due_ms),
+            Stand::Held(held) => State::Held(Held::clone(held)),
+            Stand::Terminal(terminal) => State::Terminal(Terminal::clone(terminal)),
+        };
+        RecipientState {
+            recipient: origin.recipient,
+            state: Some(state),
+            attempts: before.attempts,
+            history: Vec::new(),
+            parent: origin.parent,
+            errors_to: origin.errors_to,
+            delay_reported: before.delay_reported,
+        }
+    }
+
+    /// What of it may change, as it is now.
+    pub fn now(&self) -> Before {
+        Before {
+            stand: self.stand.clone(),
+            attempts: self.attempts,
+            delay_reported: self.delay_reported,
+        }
+    }
+
+    /// Its hash when it was as `before`. The history is for operators and may be shortened when a message is carried, so it is
+    /// left out.
+    pub fn element(&self, (id, number): RecipientKey, before: &Before) -> Element {
+        let hashed = self.state_as(before).encode_to_vec();
+        element(&[b"recipient", &id.to_bytes(), &number.to_be_bytes(), &hashed])
+    }
+
+    /// Lets equal results of attempts be one.
+    pub fn share(&mut self, statuses: &mut Statuses) {
+        for attempt in &mut self.history {
+            if let Some(status) = &mut attempt.status
+                && Arc::strong_count(status) == 1
+            {
+                *status = statuses.share(status);
+            }
+        }
+    }
+
+    /// Who it is.
+    pub fn recipient(&self) -> Option<Recipient> {
+        self.origin.unpack().recipient
+    }
+
+    /// What never changes about it.
+    pub fn origin(&self) -> Origin {
+        self.origin.unpack()
+    }
+
+    /// Whether its sender has said when it wants to hear of it (NOTIFY, RFC 3461 section 4.1).
+    pub fn has_notify(&self) -> bool {
+        self.origin.has_notify()
+    }
+
+    /// The account it is resolved to, and that account's tenant.
+    pub fn account_and_tenant(&self) -> Option<(String, &str)> {
+        self.origin.account()
+    }
+
+    /// How it stands.
+    pub fn stand(&self) -> &Stand {
+        &self.stand
+    }
+
+    /// Definite results so far.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// Whether the sender has been told that it takes long.
+    pub fn delay_reported(&self) -> bool {
+        self.delay_reported
+    }
+
+    /// What its last attempt came to.
+    pub fn last_attempt(&self) -> Option<AttemptRecord> {
+        self.history.last().map(Attempted::record)
+    }
+
+    /// Whether it ended like that.
+    pub fn ended(&self, how: How) -> bool {
+        matches!(&self.stand, Stand::Terminal(terminal) if terminal.how() == how)
     }
 
     /// Whether nothing more will happen to it.
     pub fn is_terminal(&self) -> bool {
-        matches!(self.state.state, Some(State::Terminal(_)))
+        matches!(self.stand, Stand::Terminal(_))
     }
 
     /// The account it is resolved to.
-    pub fn account(&self) -> Option<&str> {
-        account(self.state.recipient.as_ref()?)
+    pub fn account(&self) -> Option<String> {
+        self.origin.account().map(|(account, _)| account)
     }
 
-    fn is_collapsed(&self) -> bool {
-        matches!(&self.state.state, Some(State::Terminal(terminal)) if terminal.how() == How::Collapsed)
-    }
-
-    fn pending_due(&self) -> Option<u64> {
-        match self.state.state {
-            Some(State::Pending(Pending { due_ms })) => Some(due_ms),
-            _ => None,
-        }
+    /// When it is due, while it waits.
+    pub fn pending_due(&self) -> Option<u64> {
+        self.stand.due()
     }
 
     fn end(&mut self, how: How) {
@@ -117,20 +253,63 @@ impl Slot {
     }
 
     fn end_as(&mut self, terminal: Terminal) {
-        self.set(State::Terminal(terminal));
+        self.set(Stand::terminal(terminal));
     }
 
-    fn set(&mut self, state: State) {
-        self.state.state = Some(state);
+    fn set(&mut self, stand: Stand) {
+        self.stand = stand;
         self.dirty = true;
+    }
+
+    fn tried(&mut self) {
+        self.attempts = self.attempts.saturating_add(1);
+        self.dirty = true;
+    }
+
+    /// Adds a result to the recipient's history, which is for the operator and outside the state hash.
+    fn remember(&mut self, time_ms: u64, status: Option<&Status>) {
+        let status = status.map(|status| {
+            Arc::new(Status {
+                text: status.text.chars().take(REPLY_TEXT_MAX).collect(),
+                ..status.clone()
+            })
+        });
+        let forgotten = (self.history.len() + 1).saturating_sub(HISTORY_MAX);
+        let kept = self.history.iter().skip(forgotten).cloned();
+        let attempt = Attempted { time_ms, status };
+        self.history = kept.chain([attempt]).collect();
     }
 }
 
-/// The account a recipient is resolved to.
-fn account(recipient: &Recipient) -> Option<&str> {
-    match &recipient.target {
-        Some(Target::Local(local)) => Some(&local.account),
-        _ => None,
+impl Attempted {
+    fn record(&self) -> AttemptRecord {
+        AttemptRecord {
+            time_ms: self.time_ms,
+            status: self.status.as_deref().cloned(),
+        }
+    }
+}
+
+impl Stand {
+    /// Ended. A small value cut from a large record would keep the whole record in memory.
+    fn terminal(mut terminal: Terminal) -> Stand {
+        terminal.dsn_id = Bytes::copy_from_slice(&terminal.dsn_id);
+        Stand::Terminal(Box::new(terminal))
+    }
+
+    /// When it is due, while it waits.
+    pub fn due(&self) -> Option<u64> {
+        match self {
+            Stand::Pending(due_ms) => Some(*due_ms),
+            _ => None,
+        }
+    }
+}
+
+impl Before {
+    /// How it stood.
+    pub fn stand(&self) -> &Stand {
+        &self.stand
     }
 }
 
@@ -151,16 +330,15 @@ pub fn fresh(recipients: Vec<Recipient>) -> Vec<Slot> {
 }
 
 /// Adds recipients after the last one; whoever's account already gets the message is collapsed.
-fn append(slots: &mut Vec<Slot>, states: impl Iterator<Item = RecipientState>) {
+fn append(slots: &mut Vec<Slot>, states: impl ExactSizeIterator<Item = RecipientState>) {
     let mut accounts = served(slots);
+    slots.reserve_exact(states.len());
     for state in states {
-        let account = state
-            .recipient
-            .as_ref()
-            .and_then(account)
-            .map(str::to_owned);
         let mut slot = Slot::new(state);
-        if account.is_some_and(|account| !accounts.insert(account)) {
+        if slot
+            .account()
+            .is_some_and(|account| !accounts.insert(account))
+        {
             slot.end(How::Collapsed);
         }
         slots.push(slot);
@@ -169,15 +347,70 @@ fn append(slots: &mut Vec<Slot>, states: impl Iterator<Item = RecipientState>) {
 
 /// The accounts that have the message or may still get it.
 fn served(slots: &[Slot]) -> BTreeSet<String> {
-    let gets_it = |slot: &&Slot| match &slot.state.state {
-        Some(State::Terminal(terminal)) => terminal.how() == How::Delivered,
+    let gets_it = |slot: &&Slot| match &slot.stand {
+        Stand::Terminal(terminal) => terminal.how() == How::Delivered,
         _ => true,
     };
-    let accounts = slots.iter().filter(gets_it).filter_map(Slot::account);
-    accounts.map(str::to_owned).collect()
+    slots
+        .iter()
+        .filter(gets_it)
+        .filter_map(Slot::account)
+        .collect()
 }
 
 impl Message {
+    /// A message in this state, not yet indexed, that is known from `pin` on and has its content in a record there, of so
+    /// many octets. Content and recipients of `accept` do not count.
+    pub fn new(
+        accept: &Accept,
+        slots: Vec<Slot>,
+        held: &str,
+        pin: Position,
+        (body_at, log_bytes): (Position, u64),
+    ) -> Message {
+        let header = Accept {
+            message_id: Bytes::new(),
+            envelope: Some(accept.envelope.clone().unwrap_or_default()),
+            recipients: Vec::new(),
+            body: accept.body.as_ref().map(|body| Body {
+                content: None,
+                size: body.size,
+                blake3: body.blake3.clone(),
+            }),
+            tenant: String::new(),
+            traceparent: accept.traceparent.clone(),
+            reports_on: accept.reports_on.clone(),
+        };
+        Message {
+            accept: header.encode_to_vec().into_boxed_slice(),
+            tenant: Arc::new(accept.tenant.clone()),
+            slots,
+            held: held.into(),
+            pin,
+            body_at,
+            log_bytes,
+        }
+    }
+
+    /// As accepted, without content and recipients.
+    pub fn accept(&self, id: MessageId) -> Accept {
+        let header = Accept::decode(&*self.accept).unwrap_or_default();
+        Accept {
+            message_id: Bytes::copy_from_slice(&id.to_bytes()),
+            tenant: String::clone(&self.tenant),
+            ..header
+        }
+    }
+
+    /// The hash of everything but the recipients.
+    pub fn element(&self, id: MessageId) -> Element {
+        element(&[
+            b"message",
+            &self.accept(id).encode_to_vec(),
+            self.held.as_bytes(),
+        ])
+    }
+
     /// Whether every recipient is terminal.
     pub fn is_finished(&self) -> bool {
         self.slots.iter().all(Slot::is_terminal)
@@ -210,7 +443,7 @@ impl Message {
         };
         match &outcome.result {
             Some(Attempt::Delivered(delivered)) => {
-                slot.state.attempts = slot.state.attempts.saturating_add(1);
+                slot.tried();
                 slot.end_as(Terminal {
                     how: How::Delivered.into(),
                     delivered: Some(*delivered),
@@ -219,24 +452,23 @@ impl Message {
             }
             Some(Attempt::Deferred(deferred)) => {
                 // the same result again, from a repeated record
-                if slot.state.attempts > 0 && slot.pending_due() == Some(deferred.due_ms) {
+                if slot.attempts > 0 && slot.pending_due() == Some(deferred.due_ms) {
                     return 0;
                 }
-                slot.state.attempts = slot.state.attempts.saturating_add(1);
-                slot.dirty = true;
-                remember(&mut slot.state, time_ms, deferred.status.as_ref());
+                slot.tried();
+                slot.remember(time_ms, deferred.status.as_ref());
                 if slot.pending_due().is_some() {
-                    slot.set(pending(deferred.due_ms));
+                    slot.set(Stand::Pending(deferred.due_ms));
                 }
             }
             Some(Attempt::Held(held)) => {
                 if slot.pending_due().is_none() {
                     return 0;
                 }
-                slot.set(State::Held(held.clone()));
+                slot.set(Stand::Held(Box::new(held.clone())));
             }
             Some(Attempt::Delayed(_)) => {
-                if std::mem::replace(&mut slot.state.delay_reported, true) {
+                if std::mem::replace(&mut slot.delay_reported, true) {
                     return 0;
                 }
                 slot.dirty = true;
@@ -255,7 +487,7 @@ impl Message {
         let mut accounts = Vec::new();
         for number in recipients {
             if let Some(slot) = self.live(*number) {
-                accounts.extend(slot.account().map(str::to_owned));
+                accounts.extend(slot.account());
                 slot.end_as(Terminal {
                     how: How::Bounced.into(),
                     dsn_id: dsn_id.clone(),
@@ -278,19 +510,22 @@ impl Message {
         }
         let is_parent = |number| {
             let mut slots = self.slots.iter();
-            slots.any(|slot| slot.state.parent == Some(number))
+            slots.any(|slot| slot.origin.unpack().parent == Some(number))
         };
         let collapsed = (0u32..).zip(&self.slots).find(|(number, slot)| {
-            slot.account() == Some(account) && slot.is_collapsed() && !is_parent(*number)
+            slot.ended(How::Collapsed)
+                && slot.account().as_deref() == Some(account)
+                && !is_parent(*number)
         });
         let Some((number, slot)) = collapsed else {
             return;
         };
+        let origin = slot.origin.unpack();
         let revived = RecipientState {
-            recipient: slot.state.recipient.clone(),
+            recipient: origin.recipient,
             parent: Some(number),
-            errors_to: slot.state.errors_to.clone(),
-            delay_reported: slot.state.delay_reported,
+            errors_to: origin.errors_to,
+            delay_reported: slot.delay_reported,
             ..RecipientState::default()
         };
         append(&mut self.slots, std::iter::once(revived));
@@ -300,7 +535,7 @@ impl Message {
     fn cancelled(&mut self) -> u32 {
         let mut changed = 0;
         for slot in &mut self.slots {
-            if !slot.is_terminal() && slot.state.attempts == 0 {
+            if !slot.is_terminal() && slot.attempts == 0 {
                 slot.end(How::Cancelled);
                 changed += 1;
             }
@@ -321,14 +556,14 @@ impl Message {
         let errors_to = routed
             .errors_to
             .clone()
-            .or_else(|| slot.state.errors_to.clone());
-        let state = match &slot.state.state {
-            Some(State::Held(held)) => Some(State::Held(held.clone())),
+            .or_else(|| slot.origin.unpack().errors_to);
+        let state = match &slot.stand {
+            Stand::Held(held) => Some(State::Held(Held::clone(held))),
             _ => None,
         };
-        let account = slot.account().map(str::to_owned);
+        let account = slot.account();
         // told once, whatever it is replaced by
-        let delay_reported = slot.state.delay_reported;
+        let delay_reported = slot.delay_reported;
         slot.end(How::Expanded);
         let children = routed.children.iter().map(|child| RecipientState {
             recipient: Some(child.clone()),
@@ -354,8 +589,8 @@ impl Message {
                 Order::Release => "",
                 _ => &self.held,
             };
-            if self.held != held {
-                self.held = held.to_owned();
+            if *self.held != *held {
+                self.held = held.into();
                 changed += 1;
                 for slot in &mut self.slots {
                     slot.dirty = true;
@@ -387,13 +622,13 @@ fn order(slot: &mut Slot, operate: &Operate) -> bool {
             } else {
                 &operate.reason
             };
-            slot.set(State::Held(Held {
+            slot.set(Stand::Held(Box::new(Held {
                 reason: reason.to_owned(),
-            }));
+            })));
             true
         }
         (Order::Release, None) if !slot.is_terminal() => {
-            slot.set(pending(0));
+            slot.set(Stand::Pending(0));
             true
         }
         (Order::Delete, _) if !slot.is_terminal() => {
@@ -401,24 +636,66 @@ fn order(slot: &mut Slot, operate: &Operate) -> bool {
             true
         }
         (Order::Retry, Some(due_ms)) if due_ms > 0 => {
-            slot.set(pending(0));
+            slot.set(Stand::Pending(0));
             true
         }
         _ => false,
     }
 }
 
-/// Adds a result to the recipient's history, which is for the operator and outside the state hash.
-fn remember(state: &mut RecipientState, time_ms: u64, status: Option<&Status>) {
-    let status = status.map(|status| Status {
-        text: status.text.chars().take(REPLY_TEXT_MAX).collect(),
-        ..status.clone()
-    });
-    if state.history.len() == HISTORY_MAX {
-        state.history.remove(0);
+/// Results of attempts, each once: thousands of recipients fail for the same reason.
+#[derive(Debug, Default)]
+pub struct Statuses {
+    shared: BTreeSet<Shared>,
+    /// How many there were after those that nobody has any more were last forgotten.
+    swept: usize,
+}
+
+#[derive(Debug)]
+struct Shared(Arc<Status>);
+
+impl Shared {
+    fn key(&self) -> (u32, &str, &str) {
+        (self.0.code, &self.0.enhanced, &self.0.text)
     }
-    state.history.reserve_exact(1);
-    state.history.push(AttemptRecord { time_ms, status });
+}
+
+impl PartialEq for Shared {
+    fn eq(&self, other: &Shared) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Shared {}
+
+impl PartialOrd for Shared {
+    fn partial_cmp(&self, other: &Shared) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Shared {
+    fn cmp(&self, other: &Shared) -> Ordering {
+        self.key().cmp(&other.key())
+    }
+}
+
+impl Statuses {
+    /// The one that is equal to `status`.
+    fn share(&mut self, status: &Arc<Status>) -> Arc<Status> {
+        let wanted = Shared(status.clone());
+        if let Some(shared) = self.shared.get(&wanted) {
+            return shared.0.clone();
+        }
+        // each is forgotten by the time that as many new ones have come
+        if self.shared.len() >= 64 + 2 * self.swept {
+            self.shared
+                .retain(|shared| Arc::strong_count(&shared.0) > 1);
+            self.swept = self.shared.len();
+        }
+        self.shared.insert(wanted);
+        status.clone()
+    }
 }
 
 #[cfg(test)]
@@ -470,7 +747,7 @@ mod tests {
         assert_eq!(message.apply(0, &routed(0, vec![local("b")])), 1);
         let words = "expanded collapsed collapsed pending pending";
         assert_eq!(state_words(&message), words);
-        assert_eq!(message.slots[4].state.parent, Some(1));
+        assert_eq!(message.slots[4].origin().parent, Some(1));
         // it bounces: the third one is still to be told
         let bounce = Fact::Bounced {
             recipients: vec![4],
@@ -526,7 +803,7 @@ mod tests {
         let mut message = with(vec![local("a"), local("b")]);
         assert_eq!(message.apply(5, &deferred(0, 50)), 1);
         assert_eq!(message.apply(5, &deferred(0, 50)), 0);
-        assert_eq!(message.slots[0].state.attempts, 1);
+        assert_eq!(message.slots[0].attempts(), 1);
         message.apply(6, &Fact::Cancelled);
         assert_eq!(state_words(&message), "pending cancelled");
     }
@@ -539,7 +816,7 @@ mod tests {
         message.apply(0, &routed(0, vec![local("b")]));
         assert_eq!(state_words(&message), "expanded pending held");
         assert_eq!(message.apply(0, &operate(Order::Hold, &[])), 1);
-        assert_eq!(message.held, "test");
+        assert_eq!(&*message.held, "test");
         assert_eq!(message.apply(0, &operate(Order::Release, &[])), 2);
         assert_eq!(state_words(&message), "expanded pending pending");
         assert!(message.held.is_empty());
@@ -551,8 +828,8 @@ mod tests {
         for n in 1..20 {
             message.apply(n, &deferred(0, n));
         }
-        assert_eq!(message.slots[0].state.history.len(), 8);
-        assert_eq!(message.slots[0].state.history[7].time_ms, 19);
+        assert_eq!(message.slots[0].history.len(), 8);
+        assert_eq!(message.slots[0].history[7].time_ms, 19);
         let many = (0..5000).map(|n| local(&n.to_string())).collect();
         assert_eq!(message.apply(0, &routed(1, many)), 0);
         assert_eq!(message.apply(0, &routed(1, vec![])), 0);

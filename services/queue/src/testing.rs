@@ -5,15 +5,13 @@ use hikyaku_mail::id::{Class, MessageId, ShardId};
 use hikyaku_proto::v1::operate::Order;
 use hikyaku_proto::v1::outcome::Result as Attempt;
 use hikyaku_proto::v1::recipient::Target;
-use hikyaku_proto::v1::recipient_state::State;
 use hikyaku_proto::v1::{
     Accept, Body, Deferred, Delivered, Envelope, ExpandTarget, LocalTarget, Operate, Outcome,
     Recipient, RemoteTarget, Routed, Status, body::Content,
 };
 
-use crate::hash::Element;
 use crate::kept::Fact;
-use crate::recipient::{Message, Slot};
+use crate::recipient::{Message, Slot, Stand};
 
 pub fn id(n: u64) -> MessageId {
     MessageId::new(ShardId::new(Class::Incoming, 0), 1_000_000, n)
@@ -67,23 +65,15 @@ pub fn accept(id: MessageId, recipients: Vec<Recipient>) -> Accept {
 }
 
 pub fn message(slots: Vec<Slot>) -> Message {
-    Message {
-        accept: accept(id(1), Vec::new()),
-        slots,
-        held: String::new(),
-        pin: Position(1),
-        body_at: Position(1),
-        log_bytes: 0,
-        element: Element::default(),
-    }
+    let accept = accept(id(1), Vec::new());
+    Message::new(&accept, slots, "", Position(1), (Position(1), 0))
 }
 
 pub fn state_words(message: &Message) -> String {
-    let words = message.slots.iter().map(|slot| match &slot.state.state {
-        Some(State::Pending(_)) => "pending".to_owned(),
-        Some(State::Held(_)) => "held".to_owned(),
-        Some(State::Terminal(terminal)) => terminal.how().as_str_name()[4..].to_lowercase(),
-        None => "none".to_owned(),
+    let words = message.slots.iter().map(|slot| match slot.stand() {
+        Stand::Pending(_) => "pending".to_owned(),
+        Stand::Held(_) => "held".to_owned(),
+        Stand::Terminal(terminal) => terminal.how().as_str_name()[4..].to_lowercase(),
     });
     words.collect::<Vec<_>>().join(" ")
 }

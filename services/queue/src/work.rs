@@ -3,8 +3,6 @@
 use bytes::Bytes;
 use hikyaku_log::Position;
 use hikyaku_mail::id::MessageId;
-use hikyaku_proto::v1::recipient::Target;
-use hikyaku_proto::v1::recipient_state::State;
 use hikyaku_proto::v1::terminal::How;
 use hikyaku_proto::v1::{AttemptRecord, Body, Carry, Envelope, Recipient};
 
@@ -15,6 +13,11 @@ use crate::recipient::{Message, Slot};
 
 /// Octets of states in one Carry above which histories are left out, so that the record fits any log.
 const CARRIED_STATES_BYTES_MAX: usize = 384 * 1024;
+
+/// Octets of remembered facts that are nobody's concern.
+const KEPT_BYTES_MIN: usize = 4 << 20;
+/// Facts remembered for each live message above which those are carried.
+const KEPT_EACH_MAX: usize = 6;
 
 /// One recipient to attempt, as the log says at this moment.
 #[derive(Clone, Debug)]
@@ -74,16 +77,13 @@ impl QueueMachine {
     }
 
     /// The tenant a recipient counts for (its own where it has one, else the message's), and its account if it is local.
-    pub fn route(&self, key: RecipientKey) -> Option<(&str, Option<&str>)> {
+    pub fn route(&self, key: RecipientKey) -> Option<(&str, Option<String>)> {
         let message = self.index.message(key.0)?;
         let slot = message.slots.get(usize::try_from(key.1).ok()?)?;
-        let target = slot.state.recipient.as_ref()?.target.as_ref();
-        Some(match target {
-            Some(Target::Local(local)) if local.tenant.is_empty() => {
-                (&message.accept.tenant, Some(&local.account))
-            }
-            Some(Target::Local(local)) => (&local.tenant, Some(&local.account)),
-            _ => (&message.accept.tenant, None),
+        Some(match slot.account_and_tenant() {
+            Some((account, "")) => (&message.tenant, Some(account)),
+            Some((account, tenant)) => (tenant, Some(account)),
+            None => (&message.tenant, None),
         })
     }
 
@@ -91,24 +91,25 @@ impl QueueMachine {
     pub fn work(&self, key: RecipientKey) -> Option<Work> {
         let message = self.index.message(key.0)?;
         let slot = message.slots.get(usize::try_from(key.1).ok()?)?;
-        let pending = matches!(slot.state.state, Some(State::Pending(_)));
-        if !pending || !message.held.is_empty() {
+        if slot.pending_due().is_none() || !message.held.is_empty() {
             return None;
         }
-        let recipient = slot.state.recipient.clone()?;
+        let origin = slot.origin();
+        let recipient = origin.recipient?;
+        let accept = message.accept(key.0);
         Some(Work {
             key,
-            envelope: message.accept.envelope.clone().unwrap_or_default(),
-            tenant: message.accept.tenant.clone(),
-            traceparent: message.accept.traceparent.clone(),
-            reports_on: message.accept.reports_on.clone(),
+            envelope: accept.envelope.unwrap_or_default(),
+            tenant: accept.tenant,
+            traceparent: accept.traceparent,
+            reports_on: accept.reports_on,
             original_address: original_address(message, slot),
             recipient,
             alone: message.slots.len() == 1,
-            errors_to: slot.state.errors_to.clone(),
-            last_attempt: slot.state.history.last().cloned(),
-            attempts: slot.state.attempts,
-            size: message.accept.body.as_ref().map_or(0, |body| body.size),
+            errors_to: origin.errors_to,
+            last_attempt: slot.last_attempt(),
+            attempts: slot.attempts(),
+            size: accept.body.map_or(0, |body| body.size),
             body: self.bodies.find(key.0),
             body_at: message.body_at,
         })
@@ -126,13 +127,13 @@ impl QueueMachine {
         let Some(account) = own else {
             return Vec::new();
         };
-        let collapsed = message.slots.iter().filter(|slot| {
-            slot.account() == Some(account)
-                && matches!(&slot.state.state, Some(State::Terminal(end)) if end.how() == How::Collapsed)
-        });
+        let collapsed = message
+            .slots
+            .iter()
+            .filter(|slot| slot.ended(How::Collapsed) && slot.account().as_ref() == Some(&account));
         collapsed
             .filter_map(|slot| {
-                let recipient = slot.state.recipient.clone()?;
+                let recipient = slot.recipient()?;
                 asks(&recipient.notify, "SUCCESS")
                     .then(|| (original_address(message, slot), recipient))
             })
@@ -143,14 +144,18 @@ impl QueueMachine {
     pub fn has_delivered(&self, id: MessageId, account: &str) -> bool {
         self.index.message(id).is_some_and(|message| {
             message.slots.iter().any(|slot| {
-                slot.account() == Some(account)
-                    && matches!(&slot.state.state, Some(State::Terminal(end)) if end.how() == How::Delivered)
+                slot.ended(How::Delivered) && slot.account().as_deref() == Some(account)
             })
         })
     }
 
-    /// Whether more of this shard's log is garbage than live, by more than `slack_bytes`.
+    /// Whether more of this shard's log is garbage than live, by more than `slack_bytes`; or what must be remembered of facts
+    /// since the log start takes much memory, beside the live messages.
     pub fn should_carry(&self, slack_bytes: u64) -> bool {
+        let messages = self.index.messages().len();
+        if self.kept.bytes() > KEPT_BYTES_MIN && self.kept.len() > messages * KEPT_EACH_MAX {
+            return true;
+        }
         let twice_live = self.index.bytes().saturating_mul(2);
         self.retained_bytes() > twice_live.saturating_add(slack_bytes)
     }
@@ -174,7 +179,7 @@ impl QueueMachine {
                 state.history.clear();
             }
         }
-        let mut accept = message.accept.clone();
+        let mut accept = message.accept(id);
         if let Some(body) = self.bodies.find(id) {
             accept.body = Some(body);
         }
@@ -182,7 +187,7 @@ impl QueueMachine {
             as_of: self.next.0,
             accept: Some(accept),
             states,
-            held: message.held.clone(),
+            held: message.held.to_string(),
         };
         Some(Draft {
             id,
@@ -195,18 +200,18 @@ impl QueueMachine {
 
 /// The address the sender wrote for a recipient: that of the one it was expanded from in the end.
 fn original_address(message: &Message, slot: &Slot) -> String {
-    let mut root = &slot.state;
+    let mut root = slot.origin();
     // a parent's number is lower than its children's, so this ends
     while let Some(parent) = root.parent
         && let Some(slot) = usize::try_from(parent)
             .ok()
             .and_then(|number| message.slots.get(number))
-        && slot.state.parent != Some(parent)
+        && let origin = slot.origin()
+        && origin.parent != Some(parent)
     {
-        root = &slot.state;
+        root = origin;
     }
     root.recipient
-        .as_ref()
-        .map(|recipient| recipient.address.clone())
+        .map(|recipient| recipient.address)
         .unwrap_or_default()
 }

@@ -83,7 +83,7 @@ async fn judge(wal: &Wal) -> PostMortem {
         next = next.next();
     }
     let mut waiting = BTreeSet::new();
-    for (id, message) in queue.index().messages() {
+    for (id, message) in queue.index().messages().iter() {
         for (number, slot) in message.slots.iter().enumerate() {
             if !slot.is_terminal() {
                 let number = u32::try_from(number).expect("few recipients");
