@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod peer;
+mod real;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -408,6 +409,91 @@ fn the_attempt_is_in_the_ledger_before_the_dot_and_the_outcome_right_after_the_r
     assert_eq!(class(), [Class::Ack]);
     out.write_all(b"221 bye\r\n").unwrap();
     assert_eq!(runner.join().unwrap().acknowledged, 1);
+}
+
+/// One message stalls, and with it the whole server. A generator that waits with it would see one slow message; this
+/// one counts every message that was due meanwhile.
+#[test]
+fn a_stall_is_in_the_percentiles_of_an_open_loop() {
+    const STALL: Duration = Duration::from_millis(600);
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = dir.path().join("ledger");
+    let users = some_users(7);
+    let peer = Peer::start(
+        &users,
+        Manner {
+            stall: Some((100, STALL)),
+            ..Manner::default()
+        },
+    );
+    let options = RunOptions {
+        messages: 500,
+        recipients_per_message: 1,
+        mix: "1K".parse().unwrap(),
+        rate: Some(500.0),
+        ..load(&peer, &users, &ledger)
+    };
+    let sent = run::run(&options, &Arc::default()).unwrap();
+    let open = sent.open.as_ref().unwrap();
+    assert_eq!((sent.acknowledged, open.due_to_reply.count), (500, 500));
+    // About 300 of 500 are due in those 600 ms: half of them wait for more than 300 ms, a sixth for more than 500.
+    assert!(open.due_to_reply.p95_ms > 400.0, "{sent}");
+    assert!(open.due_to_reply.p99_ms > 500.0, "{sent}");
+    assert!(open.wait.count > 100, "{sent}");
+    // Only the four messages that were under way are slow by the other clock.
+    assert!(
+        sent.data_to_reply.p95_ms < open.due_to_reply.p95_ms,
+        "{sent}"
+    );
+
+    // What is never answered is not forgotten either: the run is cut off in the middle of the stall.
+    let peer = Peer::start(
+        &users,
+        Manner {
+            stall: Some((100, STALL * 2)),
+            ..Manner::default()
+        },
+    );
+    let cut = RunOptions {
+        smtp: peer.smtp.into(),
+        deadline: Some(Duration::from_millis(800)),
+        ledger: dir.path().join("another"),
+        ..options
+    };
+    let sent = run::run(&cut, &Arc::default()).unwrap();
+    let open = sent.open.as_ref().unwrap();
+    assert!(sent.acknowledged < 200 && open.unserved > 100, "{sent}");
+    assert!(open.due_to_reply.p95_ms > 500.0, "{sent}");
+    assert!(!sent.succeeded());
+}
+
+#[test]
+fn the_same_seed_sends_the_same_load_whoever_sends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let users = some_users(7);
+    let peer = Peer::start(&users, Manner::default());
+    let sent = |name: &str, sessions: usize| {
+        let ledger = dir.path().join(name);
+        let options = RunOptions {
+            sessions,
+            ..load(&peer, &users, &ledger)
+        };
+        let report = run::run(&options, &Arc::default()).unwrap();
+        let book = Book::read(&ledger).unwrap();
+        let mut pairs: Vec<String> = book
+            .attempts
+            .values()
+            .map(|a| {
+                format!(
+                    "{} {} {}",
+                    a.reverse_path, a.rcpts[0].address, a.rcpts[1].address
+                )
+            })
+            .collect();
+        pairs.sort();
+        (report.acknowledged_bytes, pairs)
+    };
+    assert_eq!(sent("one", 1), sent("four", 4));
 }
 
 /// The binary, as people run it.

@@ -9,6 +9,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use loadtest::users::User;
 
@@ -68,6 +69,9 @@ struct Inner {
     fickle_uids: bool,
     /// Deleted mail is there again at the next login.
     keeps_deleted: bool,
+    /// At that message, nobody is answered for so long.
+    stall: Option<(u64, Duration)>,
+    stalled: Mutex<()>,
     messages: AtomicU64,
     faults: AtomicU64,
     state: Mutex<State>,
@@ -90,6 +94,7 @@ pub struct Manner {
     pub pipelining: bool,
     pub fickle_uids: bool,
     pub keeps_deleted: bool,
+    pub stall: Option<(u64, Duration)>,
 }
 
 impl Default for Manner {
@@ -100,6 +105,7 @@ impl Default for Manner {
             pipelining: true,
             fickle_uids: false,
             keeps_deleted: false,
+            stall: None,
         }
     }
 }
@@ -114,6 +120,8 @@ impl Peer {
             pipelining: manner.pipelining,
             fickle_uids: manner.fickle_uids,
             keeps_deleted: manner.keeps_deleted,
+            stall: manner.stall,
+            stalled: Mutex::default(),
             messages: AtomicU64::new(0),
             faults: AtomicU64::new(0),
             state: Mutex::default(),
@@ -209,6 +217,13 @@ impl Inner {
     /// What becomes of a message after its dot: the reply, or nothing and a closed connection.
     fn accept(&self, reverse_path: &str, rcpts: &[String], content: &[u8]) -> Option<&'static str> {
         let number = self.messages.fetch_add(1, Ordering::SeqCst) + 1;
+        let turn = self.stalled.lock().unwrap();
+        if let Some((at, stall)) = self.stall
+            && at == number
+        {
+            std::thread::sleep(stall);
+        }
+        drop(turn);
         let fault = if number.is_multiple_of(self.every) {
             self.fault
         } else {
