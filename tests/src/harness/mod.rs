@@ -11,6 +11,7 @@
 //! * [`talk`]: a client that sends and expects lines
 //! * [`dialogue`]: files of what client and server say
 //! * [`wire`]: its connection, in the clear or under TLS
+//! * [`crowd`]: many peers at once, and a bystander among them
 //! * [`strace`]: a server under strace, to be killed at one of its system calls
 //! * [`post_mortem`]: what the log of a dead process says about every mail
 //! * [`backup`]: which UIDs a running process has given to which mail
@@ -18,6 +19,7 @@
 
 pub mod backup;
 pub mod binary;
+pub mod crowd;
 pub mod dialogue;
 pub mod load;
 pub mod post_mortem;

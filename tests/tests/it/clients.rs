@@ -121,7 +121,7 @@ fn curl(stage: &Stage, more: &[&str]) -> Said {
 
 fn curl_sends(scheme: &str, more: &[&str]) {
     let stage = Stage::new("by curl");
-    let url = format!("{scheme}://{}/client.example", stage.at("smtp"));
+    let url = format!("{scheme}://{}/client.example", stage.at(scheme));
     let mut arguments = vec![
         "--url",
         &url,
@@ -148,6 +148,11 @@ fn curl_sends_under_starttls() {
 }
 
 #[test]
+fn curl_sends_under_tls() {
+    curl_sends("smtps", &[]);
+}
+
+#[test]
 fn curl_reads_in_the_clear_under_stls_and_under_tls_and_deletes() {
     let stage = Stage::new("");
     stage.deliver("for curl");
@@ -167,24 +172,38 @@ fn curl_reads_in_the_clear_under_stls_and_under_tls_and_deletes() {
         &curl(&stage, &["-u", &user, &tls]).must(),
         &content("for curl"),
     );
+    let plain = ["-u", &user, "--login-options", "AUTH=PLAIN", &tls];
+    assert_is(&curl(&stage, &plain).must(), &content("for curl"));
     let wrong = curl(&stage, &["-u", "bob:wrong", &tls]).refusal();
     assert!(wrong.contains("denied"), "{wrong}");
     curl(&stage, &["-u", &user, "-I", "-X", "DELE", &tls]).must();
     wait_for_mails(stage.site.pop3, "bob", PASSWORD, 0);
 }
 
-/// Sends under STARTTLS and in the clear, reads all three ways, deletes.
+/// Sends and reads in the clear, after STARTTLS or STLS and under TLS; sends to an address outside ASCII; deletes.
 const PYTHON: &str = r#"
 import poplib, smtplib, ssl, sys, time
-smtp, pop3, pop3s, ca, mail = sys.argv[1:]
+smtp, smtps, pop3, pop3s, ca, mail = sys.argv[1:]
 trust = ssl.create_default_context(cafile=ca)
 content = open(mail, 'rb').read()
-for starttls in (False, True):
-    with smtplib.SMTP('localhost', int(smtp), timeout=30) as client:
-        if starttls:
+for how in ('clear', 'starttls', 'tls'):
+    if how == 'tls':
+        client = smtplib.SMTP_SSL('localhost', int(smtps), timeout=30, context=trust)
+    else:
+        client = smtplib.SMTP('localhost', int(smtp), timeout=30)
+    with client:
+        if how == 'starttls':
             client.starttls(context=trust)
         refused = client.sendmail('alice@example.jp', ['bob@example.jp', 'nobody@example.jp'], content, ['BODY=8BITMIME'])
         assert list(refused) == ['nobody@example.jp'] and refused['nobody@example.jp'][0] == 550, refused
+with smtplib.SMTP('localhost', int(smtp), timeout=30) as client:
+    client.ehlo_or_helo_if_needed()
+    assert client.verify('bob')[0] == 252 and client.noop()[0] == 250 and client.help(), 'commands'
+    try:
+        client.sendmail('飛脚@elsewhere.example', ['手紙@example.jp'], content, ['SMTPUTF8', 'BODY=8BITMIME'])
+        assert False, 'nobody has this address'
+    except smtplib.SMTPRecipientsRefused as refused:
+        assert refused.recipients['手紙@example.jp'][0] == 550, refused.recipients
 def login(client):
     client.user('bob')
     client.pass_('hikyaku')
@@ -202,7 +221,7 @@ while True:
     client = plain()
     count, octets = client.stat()
     client.quit()
-    if count == 2:
+    if count == 3:
         break
     time.sleep(0.05)
 wanted = content.split(b'\r\n\r\n', 1)[1]
@@ -210,10 +229,10 @@ for connect in (plain, stls, tls):
     client = connect()
     assert client.stat() == (count, octets)
     _, listed, _ = client.list()
-    assert len(listed) == 2 and sum(int(line.split()[1]) for line in listed) == octets, listed
+    assert len(listed) == 3 and sum(int(line.split()[1]) for line in listed) == octets, listed
     _, ids, _ = client.uidl()
-    assert len(set(line.split()[1] for line in ids)) == 2, ids
-    for number in (1, 2):
+    assert len(set(line.split()[1] for line in ids)) == 3, ids
+    for number in (1, 2, 3):
         _, lines, _ = client.retr(number)
         body = b'\r\n'.join(lines).split(b'\r\n\r\n', 1)[1] + b'\r\n'
         assert body == wanted, (connect, body)
@@ -226,8 +245,9 @@ client.rset()
 client.dele(2)
 client.quit()
 client = stls()
-assert client.stat()[0] == 1
+assert client.stat()[0] == 2
 client.dele(1)
+client.dele(2)
 client.quit()
 assert plain().stat() == (0, 0)
 "#;
@@ -240,6 +260,7 @@ fn python_sends_reads_and_deletes() {
         "-c",
         PYTHON,
         &stage.port("smtp"),
+        &stage.port("smtps"),
         &stage.port("pop3"),
         &stage.port("pop3s"),
     ]);
@@ -249,8 +270,7 @@ fn python_sends_reads_and_deletes() {
 }
 
 #[test]
-fn swaks_sends_in_the_clear_and_under_starttls() {
-    let stage = Stage::new("by swaks");
+fn swaks_sends_in_the_clear_and_under_both_kinds_of_tls() {
     let perl = tool("perl", "perl")
         .args(["-MNet::SSLeay", "-e", "1"])
         .status()
@@ -259,67 +279,68 @@ fn swaks_sends_in_the_clear_and_under_starttls() {
         perl.success(),
         "swaks cannot do TLS: apt-get install libnet-ssleay-perl (tests/run does it)"
     );
-    let mut command = tool("swaks", "swaks");
-    command.args([
-        "--server",
-        &stage.at("smtp"),
-        "--from",
-        "alice@example.jp",
-        "--to",
-        "bob@example.jp",
-    ]);
-    command.args([
-        "--ehlo",
-        "client.example",
-        "--pipeline",
-        "--tls",
-        "--tls-verify",
-        "--tls-ca-path",
-    ]);
-    command
-        .arg(stage.site.certificate())
-        .arg("--data")
-        .arg(format!("@{}", stage.mail.display()));
-    let said = run(&mut command).must();
-    assert!(said.contains("TLS started"), "{said}");
-    stage.arrived("by swaks");
-    let mut command = tool("swaks", "swaks");
-    command.args([
-        "--server",
-        &stage.at("smtp"),
-        "--from",
-        "<>",
-        "--to",
-        "nobody@example.jp",
-    ]);
-    let said = run(&mut command);
-    assert!(!said.ok && said.out.contains("550 5.1.1"), "{said:?}");
+    for (listener, more) in [
+        ("smtp", &[][..]),
+        ("smtp", &["--tls"][..]),
+        ("smtps", &["--tls-on-connect"][..]),
+    ] {
+        let stage = Stage::new("by swaks");
+        let mut command = tool("swaks", "swaks");
+        command.args(["--server", &stage.at(listener)]);
+        command.args(["--from", "alice@example.jp", "--to", "bob@example.jp"]);
+        command
+            .args(["--ehlo", "client.example", "--pipeline"])
+            .args(more);
+        if !more.is_empty() {
+            command.args(["--tls-verify", "--tls-ca-path"]);
+            command.arg(stage.site.certificate());
+        }
+        command
+            .arg("--data")
+            .arg(format!("@{}", stage.mail.display()));
+        let said = run(&mut command).must();
+        assert_eq!(said.contains("TLS started"), !more.is_empty(), "{said}");
+        stage.arrived("by swaks");
+        let mut command = tool("swaks", "swaks");
+        command.args([
+            "--server",
+            &stage.at("smtp"),
+            "--from",
+            "<>",
+            "--to",
+            "nobody@example.jp",
+        ]);
+        let said = run(&mut command);
+        assert!(!said.ok && said.out.contains("550 5.1.1"), "{said:?}");
+    }
 }
 
 #[test]
-fn msmtp_sends_under_starttls() {
-    let stage = Stage::new("by msmtp");
-    let mut command = tool("msmtp", "msmtp");
-    command.args([
-        "--host=localhost",
-        "--from=alice@example.jp",
-        "--auth=off",
-        "--tls=on",
-        "--tls-starttls=on",
-    ]);
-    command.arg(format!("--port={}", stage.port("smtp")));
-    command.arg(format!(
-        "--tls-trust-file={}",
-        stage.site.certificate().display()
-    ));
-    command.args(["--timeout=30", "bob@example.jp"]);
-    with_input(&mut command, &stage.mail).must();
-    stage.arrived("by msmtp");
+fn msmtp_sends_in_the_clear_and_under_both_kinds_of_tls() {
+    for (listener, tls, starttls) in [
+        ("smtp", "off", "off"),
+        ("smtp", "on", "on"),
+        ("smtps", "on", "off"),
+    ] {
+        let stage = Stage::new("by msmtp");
+        let mut command = tool("msmtp", "msmtp");
+        command.args(["--host=localhost", "--from=alice@example.jp", "--auth=off"]);
+        command
+            .arg(format!("--tls={tls}"))
+            .arg(format!("--tls-starttls={starttls}"));
+        command.arg(format!("--port={}", stage.port(listener)));
+        let certificate = stage.site.certificate();
+        command.arg(format!("--tls-trust-file={}", certificate.display()));
+        command.args(["--timeout=30", "bob@example.jp"]);
+        with_input(&mut command, &stage.mail).must();
+        stage.arrived("by msmtp");
+    }
 }
 
 #[test]
-fn fetchmail_fetches_under_stls_and_under_tls() {
+fn fetchmail_fetches_in_the_clear_under_stls_and_under_tls() {
     for (listener, tls) in [
+        ("pop3", "sslproto ''"),
         ("pop3", "sslproto TLS1.2+"),
         ("pop3s", "ssl sslproto TLS1.2+"),
     ] {
@@ -350,21 +371,28 @@ fn fetchmail_fetches_under_stls_and_under_tls() {
             &std::fs::read_to_string(inbox).unwrap(),
             &content("for fetchmail"),
         );
-        stage.read_under_tls();
+        if tls.contains("TLS") {
+            stage.read_under_tls();
+        }
         wait_for_mails(stage.site.pop3, "bob", PASSWORD, 0);
     }
 }
 
 #[test]
 fn mpop_fetches_under_stls_and_under_tls() {
-    for (listener, starttls) in [("pop3", "on"), ("pop3s", "off")] {
+    for (listener, starttls, auth) in [
+        ("pop3", "on", "user"),
+        ("pop3", "on", "plain"),
+        ("pop3s", "off", "user"),
+        ("pop3s", "off", "plain"),
+    ] {
         let stage = Stage::new("");
         stage.deliver("for mpop");
         let inbox = stage.path("inbox");
         let rc = stage.secret(
             "mpoprc",
             &format!(
-                "account default\nhost localhost\nport {}\ntimeout 30\nuser bob\npassword {PASSWORD}\ntls on\n\
+                "account default\nhost localhost\nport {}\ntimeout 30\nuser bob\npassword {PASSWORD}\nauth {auth}\ntls on\n\
                  tls_starttls {starttls}\ntls_trust_file {}\nuidls_file {}\nkeep off\ndelivery mbox {}\n",
                 stage.port(listener),
                 stage.site.certificate().display(),

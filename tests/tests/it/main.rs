@@ -10,6 +10,9 @@
 //! * [`golden`]: what earlier versions wrote
 //! * [`clients`]: real mail clients, with and without TLS
 //! * [`trouble`]: a full disk, a damaged log, garbage
+//! * [`slow`]: peers that are slow on purpose, and a bystander
+//! * [`hostile`]: forged ends of a mail, resets, corrupt TLS
+//! * [`idle`]: ten thousand connections that do nothing
 //! * [`bounded`]: a held message, an idle mailbox and much traffic; no delivery for a while
 //! * [`kills`]: SIGKILL at random and at every commit point
 //! * [`power_loss`]: images of what a power cut could have left
@@ -25,8 +28,11 @@ mod configuration;
 mod demo;
 mod dialogues;
 mod golden;
+mod hostile;
+mod idle;
 mod kills;
 mod modes;
 mod operator;
 mod power_loss;
+mod slow;
 mod trouble;

@@ -1,0 +1,257 @@
+//! Peers that are slow on purpose: several hundred hold whatever a peer can hold, a bystander's mail does not wait for them, and
+//! each is ended at its deadline. One source has no more than its share.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use hikyaku_tests::harness::crowd::{self, Bystander, connect_from, hear};
+use hikyaku_tests::harness::server::Server;
+use hikyaku_tests::harness::site::{PASSWORD, Plan, Site};
+use hikyaku_tests::harness::talk::{Talk, send_mail, wait_for_mails};
+use hikyaku_tests::harness::wait_for;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::{sleep, timeout};
+
+/// All deadlines of the server.
+const DEADLINE: Duration = Duration::from_secs(3);
+/// How much later a peer may hear that its time is over: it has to be scheduled, and so has the server.
+const LATE_MAX: Duration = Duration::from_secs(6);
+/// Peers of each kind.
+const PEERS: u32 = 40;
+/// How long the bystander is watched without them.
+const ALONE: Duration = Duration::from_secs(2);
+/// Octets of the mail that nobody reads to its end: more than the buffers of a connection hold.
+const LARGE_BYTES: usize = 12 << 20;
+/// The receive buffer of those who do not read.
+const RECEIVE_BYTES: u32 = 4096;
+
+/// How a peer is slow.
+#[derive(Clone, Copy, Debug)]
+struct Slowness {
+    /// To which listener.
+    listener: &'static str,
+    /// What it says first; before it, and at each `|`, it waits for what the server says.
+    opening: &'static str,
+    /// What it goes on with, an octet a second.
+    drip: &'static [u8],
+    /// Whether it reads what the server says.
+    reads: bool,
+}
+
+const fn slow(listener: &'static str, opening: &'static str, drip: &'static [u8]) -> Slowness {
+    Slowness {
+        listener,
+        opening,
+        drip,
+        reads: true,
+    }
+}
+
+const HELLO: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
+
+const KINDS: [Slowness; 14] = [
+    slow("smtp", "", b""),
+    slow("smtp", "", b"EHLO slow.example"),
+    slow("smtp", "EHLO x\r\n", b"NOOP NOOP NOOP"),
+    slow(
+        "smtp",
+        "EHLO x\r\n|MAIL FROM:<a@b.example>\r\nRCPT TO:<bob@example.jp>\r\nDATA\r\n",
+        b"Subject: slow",
+    ),
+    slow(
+        "smtp",
+        "EHLO x\r\n|MAIL FROM:<a@b.example>\r\nRCPT TO:<bob@example.jp>\r\nBDAT 1000 LAST\r\n",
+        b"Subject: slow",
+    ),
+    slow("smtp", "EHLO x\r\n|STARTTLS\r\n", b""),
+    slow("smtps", "", HELLO),
+    slow("smtps", "", b""),
+    slow("pop3", "", b""),
+    slow("pop3", "", b"USER slow slow slow"),
+    slow(
+        "pop3",
+        "USER carol\r\nPASS hikyaku\r\n",
+        b"STAT STAT STAT STAT",
+    ),
+    slow("pop3", "STLS\r\n", HELLO),
+    slow("pop3s", "", HELLO),
+    Slowness {
+        listener: "pop3",
+        opening: "USER carol\r\nPASS hikyaku\r\nRETR 1\r\n",
+        drip: b"",
+        reads: false,
+    },
+];
+
+/// Is slow until the server ends it, and says how long after its last step forward that was; `None` for one that does not listen.
+async fn be_slow(kind: Slowness, number: u32, server: SocketAddr) -> Option<Duration> {
+    let receive = (!kind.reads).then_some(RECEIVE_BYTES);
+    let source = crowd::source(number);
+    let mut stream = connect_from(source, server, receive).await.unwrap();
+    for part in kind.opening.split('|') {
+        if kind.reads && !part.is_empty() {
+            hear(&mut stream, LATE_MAX).await;
+        }
+        stream.write_all(part.as_bytes()).await.unwrap();
+    }
+    let began = Instant::now();
+    if !kind.reads {
+        // it never will: whether the server has left, its descriptors tell
+        sleep(DEADLINE + LATE_MAX).await;
+        return None;
+    }
+    let mut drip = kind.drip.iter();
+    let mut heard = [0; 512];
+    loop {
+        match timeout(Duration::from_secs(1), stream.read(&mut heard)).await {
+            Ok(Ok(0) | Err(_)) => return Some(began.elapsed()),
+            Ok(Ok(_)) => {}
+            Err(_) => {
+                if let Some(octet) = drip.next()
+                    && stream.write_all(&[*octet]).await.is_err()
+                {
+                    return Some(began.elapsed());
+                }
+            }
+        }
+        if began.elapsed() > DEADLINE + LATE_MAX {
+            return Some(began.elapsed());
+        }
+    }
+}
+
+fn site() -> Site {
+    let deadline = format!("\"{}s\"", DEADLINE.as_secs());
+    let plan = Plan::sample()
+        .certificate()
+        .set("smtp", "command_timeout", &deadline)
+        .set("smtp", "data_timeout", &deadline)
+        .set("pop3", "login_timeout", &deadline)
+        .set("pop3", "idle_timeout", &deadline);
+    Site::new(plan)
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+#[test]
+fn slow_peers_are_ended_in_time_and_slow_nobody_else() {
+    let site = site();
+    let mut server = Server::start(&site);
+    let large = "0123456789".repeat(7) + "\n";
+    let large = large.repeat(LARGE_BYTES / large.len());
+    let reply = send_mail(site.smtp, "", &["carol@example.jp"], &large);
+    assert!(reply.starts_with("250"), "{reply}");
+    wait_for_mails(site.pop3, "carol", PASSWORD, 1);
+
+    let bystander = Bystander::begin(site.smtp, site.pop3, "alice");
+    std::thread::sleep(ALONE);
+    let alone = bystander.end();
+    let before = server.descriptors();
+
+    let bystander = Bystander::begin(site.smtp, site.pop3, "alice");
+    let took = runtime().block_on(async {
+        let peers: Vec<_> = (0..PEERS * KINDS.len() as u32)
+            .map(|number| {
+                let kind = KINDS[number as usize % KINDS.len()];
+                let address = server.address(kind.listener);
+                (kind, tokio::spawn(be_slow(kind, number, address)))
+            })
+            .collect();
+        let mut took = Vec::new();
+        for (kind, peer) in peers {
+            took.push((kind, peer.await.unwrap()));
+        }
+        took
+    });
+    let among = bystander.end();
+    let longest = took.iter().filter_map(|(_, took)| *took).max().unwrap();
+    println!(
+        "{} slow peers, bystander p99 {} ms ({} rounds), {} ms without them; the last peer ended after {} ms, its deadline {} ms",
+        took.len(),
+        among.p99().as_millis(),
+        among.count(),
+        alone.p99().as_millis(),
+        longest.as_millis(),
+        DEADLINE.as_millis(),
+    );
+    for (kind, took) in &took {
+        let Some(took) = *took else { continue };
+        // half a second before: a peer begins to count after the server has
+        let early = took + Duration::from_millis(500) < DEADLINE;
+        assert!(
+            !early && took < DEADLINE + LATE_MAX,
+            "{took:?} for {kind:?}"
+        );
+    }
+    let limit = alone.p99() * 10 + Duration::from_millis(500);
+    assert!(
+        among.p99() < limit,
+        "{:?} and {:?} without them",
+        among.p99(),
+        alone.p99()
+    );
+    wait_for(
+        "the descriptors to come back",
+        Duration::from_secs(10),
+        || server.descriptors() <= before + 5,
+    );
+    let log = server.log();
+    assert!(!log.contains("panicked"), "{log}");
+    assert!(log.contains("timed out waiting for you"), "{log}");
+    assert!(server.stop().0.success());
+}
+
+#[test]
+fn one_source_takes_no_more_than_its_share() {
+    const SHARE: usize = 20;
+    const GREED: usize = 400;
+    let share = SHARE.to_string();
+    let plan = Plan::sample()
+        .set("smtp", "connections_max", "60")
+        .set("smtp", "connections_per_source_max", &share)
+        .set("pop3", "connections_max", "60")
+        .set("pop3", "connections_per_source_max", &share);
+    let site = Site::new(plan);
+    let server = Server::start(&site);
+    let greedy = Ipv4Addr::new(127, 0, 0, 99);
+    let began = Instant::now();
+    runtime().block_on(async {
+        for address in [site.smtp, site.pop3] {
+            let mut held = Vec::new();
+            for _ in 0..GREED {
+                let mut stream = connect_from(greedy, address, None).await.unwrap();
+                let mut heard = [0; 100];
+                match stream.read(&mut heard).await {
+                    Ok(0) | Err(_) => {}
+                    Ok(_) => held.push(stream),
+                }
+            }
+            assert_eq!(held.len(), SHARE, "at {address}");
+            // and there is room for others
+            let mut talk = Talk::connect(address).unwrap();
+            let line = talk.line().unwrap().unwrap();
+            assert!(line.starts_with("220") || line.starts_with("+OK"), "{line}");
+        }
+    });
+    let reply = send_mail(site.smtp, "", &["bob@example.jp"], "Subject: x\n");
+    assert!(reply.starts_with("250"), "{reply}");
+    wait_for_mails(site.pop3, "bob", PASSWORD, 1);
+    let log = server.log();
+    let lines: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("too many connections from this address"))
+        .collect();
+    assert!(
+        lines.iter().any(|line| line.contains("peer=127.0.0.99:")),
+        "{log}"
+    );
+    // ten a second of each listener, however many were closed, and how many is said
+    let seconds = began.elapsed().as_secs() as usize + 2;
+    assert!(lines.len() <= 20 * seconds, "{} lines", lines.len());
+    assert!(lines.iter().all(|line| line.contains("left_out=")), "{log}");
+}
