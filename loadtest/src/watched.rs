@@ -232,3 +232,52 @@ impl Drop for End<'_> {
         self.1.unpark();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::DiskCounters;
+
+    fn reading(cpu_s: f64, bytes: u64, syncs: u64) -> Reading {
+        Reading {
+            at: Instant::now(),
+            cpu_s: Some(cpu_s),
+            process_bytes: Some(bytes),
+            disk: Some(DiskCounters {
+                written_bytes: bytes * 2,
+                flushes: syncs * 3,
+            }),
+            syncs: Some((syncs, "x_syncs_total".to_owned())),
+        }
+    }
+
+    #[test]
+    fn costs_are_what_grew_divided_by_the_messages() {
+        let mut costs = Costs::default();
+        let (before, replied) = (reading(10.0, 5000, 7), reading(11.0, 6000, 8));
+        costs.between(&before, &replied, &reading(12.0, 9000, 17), 100);
+        assert_eq!((costs.cpu_s, costs.cpu_s_per_1000), (Some(2.0), Some(20.0)));
+        assert_eq!(costs.cpu_until_last_reply_s, Some(1.0));
+        let values = |all: &[Sourced]| all.iter().map(|f| f.value).collect::<Vec<_>>();
+        assert_eq!(values(&costs.disk_bytes), [40.0, 80.0]);
+        assert_eq!(values(&costs.syncs), [0.3, 0.1]);
+        let mut nothing = Costs::default();
+        nothing.between(&before, &replied, &replied, 0);
+        assert_eq!(nothing, Costs::default());
+    }
+
+    #[test]
+    fn no_costs_without_the_conditions() {
+        let mut report = RunReport {
+            server: Some(Costs {
+                cpu_s_per_1000: Some(0.3),
+                rss_peak: 1,
+                ..Costs::default()
+            }),
+            ..RunReport::default()
+        };
+        withhold(&mut report);
+        assert_eq!(report.server, Some(Costs::default()));
+        assert!(report.withheld[0].contains("--durability"), "{report}");
+    }
+}
