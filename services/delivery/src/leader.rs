@@ -254,7 +254,8 @@ impl Dispatcher {
             let context = self.context.clone();
             let sender = sender.clone();
             self.tasks.spawn("courier", async move {
-                let running = job::run(&context, work, started.entry.clone());
+                // boxed here: a job is large, and moved several times on its way into a task
+                let running = Box::pin(job::run(&context, work, started.entry.clone()));
                 let ended = AssertUnwindSafe(running).catch_unwind().await.ok();
                 let report = Report {
                     started,
