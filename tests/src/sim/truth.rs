@@ -295,9 +295,9 @@ impl Truth {
             }
             return;
         };
-        fate.held.clone_from(&message.held);
+        fate.held = message.held.to_string();
         for (number, slot) in message.slots.iter().enumerate() {
-            let state = &slot.state;
+            let state = slot.state();
             let recipient = state.recipient.clone().unwrap_or_default();
             if number == fate.recipients.len() {
                 fate.recipients.push(RecipientFate {
