@@ -11,7 +11,7 @@
 //! never told anything. A report is part of the record of its event, so there is one of each, whatever crashes.
 
 use bytes::Bytes;
-use hikyaku_blob::body::{BodyReader, inline_body};
+use hikyaku_blob::body::{BodyReader, INLINE_MAX, inline_body};
 use hikyaku_directory::Decision;
 use hikyaku_mail::dsn::{self, Action, HEADER_BYTES_MAX, RETURNED_BYTES_MAX, Report, Returned};
 use hikyaku_mail::id::MessageId;
@@ -115,6 +115,10 @@ pub async fn compose(job: &mut Job<'_>, event: Event<'_>) -> Result<Option<Compo
     let Some(target) = target(&to, resolution.decision) else {
         return Ok(None);
     };
+    // nothing sends mail out yet: strangers who ask to hear that all is well must not fill the queue with what an operator holds
+    if event.action != Action::Failed && matches!(target, Target::Remote(_)) {
+        return Ok(None);
+    }
     let returned = returned(job, event.action).await;
     let ambient = job.context.shard.ambient();
     let now_ms = ambient.now_ms();
@@ -137,7 +141,7 @@ pub async fn compose(job: &mut Job<'_>, event: Event<'_>) -> Result<Option<Compo
         recipients: &told_of(&job.work, &event, now_ms),
         returned: returned.as_dsn(),
     };
-    let content = report.to_message();
+    let content = fitting(report.clone());
     let envelope = Envelope {
         received_ms: now_ms,
         body_8bit: !content.is_ascii(),
@@ -164,6 +168,25 @@ pub async fn compose(job: &mut Job<'_>, event: Event<'_>) -> Result<Option<Compo
         accept,
         action: event.action,
     }))
+}
+
+/// The report's text, no longer than a record takes: what is returned goes first, then recipients. Whoever names one mailbox a
+/// thousand times hears of some of them; the mail they were in must not wait for a report that cannot be.
+fn fitting(mut report: Report<'_>) -> Vec<u8> {
+    loop {
+        let content = report.to_message();
+        let told = report.recipients.len();
+        if content.len() <= INLINE_MAX {
+            return content;
+        }
+        if report.returned != Returned::Header(&[]) {
+            report.returned = Returned::Header(&[]);
+        } else if told > 1 {
+            report.recipients = report.recipients.split_at(told / 2).0;
+        } else {
+            return content;
+        }
+    }
 }
 
 /// The report of success, if the sender wants it.

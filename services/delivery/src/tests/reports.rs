@@ -313,6 +313,41 @@ async fn two_addresses_of_one_mailbox_are_both_told_of() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_mailbox_named_a_thousand_times_gets_its_mail_and_the_sender_a_report() {
+    let mut site = Site::new(&people(), options());
+    let name = |number: u32| local(&format!("alice+{number}"), "a-1", "mbox1");
+    let recipients = (0..1000).map(|number| {
+        let mut recipient = asking(name(number), "SUCCESS");
+        recipient.original_recipient.push_str(&"x".repeat(400));
+        recipient
+    });
+    let id = site
+        .accept_envelope(envelope(), recipients.collect(), CONTENT)
+        .await;
+    site.settle().await;
+    assert_eq!(site.mailboxes.copies(id), ["a-1"]);
+    let told = reports(&site, "b-1", id).await;
+    assert_eq!(told.len(), 1);
+    has(
+        &told[0],
+        &["Final-Recipient: rfc822; alice+0@example.jp\r\n"],
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sender_elsewhere_who_asks_for_success_leaves_nothing_in_the_queue() {
+    let mut site = Site::new(&people(), options());
+    let envelope = Envelope {
+        reverse_path: "s@elsewhere.example".into(),
+        ..envelope()
+    };
+    let recipients = vec![asking(alice(), "SUCCESS,DELAY")];
+    let id = site.accept_envelope(envelope, recipients, CONTENT).await;
+    site.settle().await;
+    assert_eq!(site.mailboxes.copies(id), ["a-1"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_mail_outside_ascii_is_reported_as_it_is() {
     let mut site = Site::new(&people(), options());
     for (smtputf8, kind, line) in [
