@@ -1,6 +1,7 @@
 //! Ten thousand connections that do nothing: what each costs the server, and that a bystander does not notice them.
 
 use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use hikyaku_tests::harness::crowd::{Bystander, allow_descriptors, connect_from, source};
@@ -25,6 +26,9 @@ const CLEAR_BYTES_MAX: u64 = 12 << 10;
 const COVERED_BYTES_MAX: u64 = 40 << 10;
 /// The bystander's p99 among them.
 const P99_MAX: Duration = Duration::from_millis(1500);
+
+/// Only one of these tests at a time: their connections together would need twice the descriptors.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// What is said until it is idle, and what answers end with; each a line.
 type Opening = &'static [(&'static str, &'static str)];
@@ -129,6 +133,7 @@ fn octets_each(server: &Server, before: u64, count: u32) -> u64 {
 
 #[track_caller]
 fn idle_in_the_clear(service: &str, opening: Opening) {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     allow_descriptors(u64::from(CLEAR) + 2000);
     let site = site();
     let mut server = Server::start(&site);
@@ -156,6 +161,7 @@ fn idle_in_the_clear(service: &str, opening: Opening) {
 
 #[track_caller]
 fn idle_under_tls(service: &str, opening: Opening) {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let site = site();
     let server = Server::start(&site);
     let address = server.address(service);
