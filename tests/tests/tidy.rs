@@ -232,7 +232,7 @@ fn machines_read_no_clock_and_no_randomness() {
 /// Lines of a function at most. Aim at 70: a parent decides, leaves do; the arms of one `match` may need more.
 const FUNCTION_LINES_MAX: usize = 120;
 /// Lines of a file at most, its tests left out. Aim at 500, one subject each.
-const FILE_LINES_MAX: usize = 650;
+const FILE_LINES_MAX: usize = 750;
 
 /// Production code, and the code that tests stand on: everything but tests.
 fn sources() -> Vec<PathBuf> {
