@@ -324,9 +324,11 @@ fn attribute<'a>(line: &Line<'a>) -> Result<Attribute<'a>, Problem> {
         .position(|&byte| byte == b':')
         .ok_or(Problem::NoColon)?;
     let (name, rest) = text.split_at(colon);
+    // options may be anything that a name may be
+    let in_name = |byte: &u8| byte.is_ascii_alphanumeric() || b"-.;".contains(byte);
+    let is_name = name.iter().all(in_name);
     let name = name.split(|&byte| byte == b';').next().unwrap_or_default();
-    let in_name = |byte: &u8| byte.is_ascii_alphanumeric() || b"-.".contains(byte);
-    if name.is_empty() || !name.iter().all(in_name) {
+    if name.is_empty() || !is_name {
         return Err(Problem::BadName);
     }
     let name = String::from_utf8_lossy(name).to_ascii_lowercase();
@@ -427,6 +429,7 @@ mod tests {
             ("dn: a\nx: y\n\n z\n", 4, Problem::NothingToContinue),
             ("dn: a\nx\n", 2, Problem::NoColon),
             ("dn: a\nx y: z\n", 2, Problem::BadName),
+            ("dn: a\nx;lang y: z\n", 2, Problem::BadName),
             ("dn: a\n: z\n", 2, Problem::BadName),
             ("x: y\n", 1, Problem::NoDn),
             ("dn: a\nversion: 1\n\nversion: 1\n", 4, Problem::NoDn),
