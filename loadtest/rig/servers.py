@@ -338,6 +338,16 @@ lmtp_destination_concurrency_limit = 20
         return self.count
 
 
+def flushes(directory):
+    """How often the disk that holds a directory was told to flush, since the machine started."""
+    device = os.stat(directory).st_dev
+    for line in read("/proc/diskstats").splitlines():
+        fields = line.split()
+        if (int(fields[0]), int(fields[1])) == (os.major(device), os.minor(device)):
+            return int(fields[18])
+    sys.exit(f"/proc/diskstats does not list the disk of {directory}")
+
+
 def ledger_of(peer, options):
     return f"{options.directory}/ledger-of-{peer.group.name}"
 
@@ -346,6 +356,7 @@ def load(peer, options, messages, *more, size=None, users=None):
     """Runs the generator, waits until the last message is delivered, and measures the server meanwhile."""
     report = f"{options.directory}/report.json"
     before, cpu, began = peer.delivered(), peer.group.cpu_seconds(), time.monotonic()
+    flushed = flushes(options.directory)
     run(LOADTEST, "run", "--smtp", f"127.0.0.1:{peer.smtp}", "--users", users or f"{options.directory}/users",
         "--messages", str(messages), "--size", str(size or options.size), "--sessions", str(options.sessions), "--senders", "null",
         "--ledger", ledger_of(peer, options), "--quiet", "--json", report, "--durability", "synced before 250",
@@ -363,6 +374,7 @@ def load(peer, options, messages, *more, size=None, users=None):
         "p99": figures["data_to_reply"]["p99_ms"],
         "cpu": (peer.group.cpu_seconds() - cpu) / messages * 1000,
         "pss": peer.group.pss_mb(),
+        "flushes": (flushes(options.directory) - flushed) / messages,
     }
 
 
