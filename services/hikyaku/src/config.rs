@@ -151,6 +151,8 @@ pub struct Queue {
     pub expire_after: Interval,
     /// The same for bounces.
     pub expire_bounces_after: Interval,
+    /// When a sender who asked for it hears that a mail takes long.
+    pub report_delay_after: Interval,
 }
 
 /// `[log]`
@@ -266,7 +268,7 @@ impl Default for Smtp {
             recipients_max: 1000,
             connections_max: 2000,
             connections_per_source_max: 200,
-            memory_bytes_max: Bytes(128 << 20),
+            memory_bytes_max: Bytes(32 << 20),
             command_timeout: Interval(Duration::from_secs(300)),
             data_timeout: Interval(Duration::from_secs(180)),
         }
@@ -290,11 +292,12 @@ impl Default for Pop3 {
 impl Default for Queue {
     fn default() -> Queue {
         Queue {
-            messages_max: 200_000,
+            messages_max: 100_000,
             bytes_max: Bytes(4 << 30),
-            body_cache_bytes_max: Bytes(32 << 20),
+            body_cache_bytes_max: Bytes(16 << 20),
             expire_after: Interval(Duration::from_secs(5 * 86400)),
             expire_bounces_after: Interval(Duration::from_secs(2 * 86400)),
+            report_delay_after: Interval(Duration::from_secs(4 * 3600)),
         }
     }
 }
@@ -304,7 +307,7 @@ impl Default for Log {
         Log {
             bytes_max: Bytes(8 << 30),
             segment_bytes: Bytes(64 << 20),
-            cache_bytes_max: Bytes(32 << 20),
+            cache_bytes_max: Bytes(16 << 20),
         }
     }
 }
@@ -312,8 +315,8 @@ impl Default for Log {
 impl Default for Store {
     fn default() -> Store {
         Store {
-            memtable_bytes_max: Bytes(48 << 20),
-            cache_bytes_max: Bytes(32 << 20),
+            memtable_bytes_max: Bytes(16 << 20),
+            cache_bytes_max: Bytes(16 << 20),
             flush_interval: Interval(Duration::from_secs(60)),
         }
     }
@@ -357,7 +360,7 @@ impl Config {
         Ok(config)
     }
 
-    fn parse(file: &Path, text: &str) -> Result<Config, Vec<Problem>> {
+    pub(crate) fn parse(file: &Path, text: &str) -> Result<Config, Vec<Problem>> {
         let line_of = |offset: usize| text[..offset.min(text.len())].matches('\n').count() + 1;
         let problem = |line, what| Problem {
             file: file.to_owned(),

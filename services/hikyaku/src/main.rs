@@ -25,6 +25,7 @@
 mod alarms;
 mod ambient;
 mod archive;
+mod budget;
 mod certificates;
 mod changes;
 mod cli;
@@ -214,6 +215,9 @@ fn check(file: &Path) -> Result<()> {
         bail!(
             "{errors} broken directory entries; at run time mail for each of them alone is answered 451"
         );
+    }
+    for line in budget::lines(&config) {
+        println!("{line}");
     }
     println!("{}: ok", file.display());
     Ok(())

@@ -19,6 +19,7 @@ use hikyaku_directory::file::DirectoryFile;
 use hikyaku_directory::ldif_directory::{LdifDirectory, Stamp};
 use hikyaku_directory::throttle::{Throttle, ThrottleLimits};
 use hikyaku_edge::backend::Edge;
+use hikyaku_edge::quota::Quotas;
 use hikyaku_edge::recipient;
 use hikyaku_mail::path::ForwardPath;
 use hikyaku_mail::reply::Reply;
@@ -33,6 +34,7 @@ use tokio::signal::unix::Signal;
 use crate::alarms::Alarms;
 use crate::ambient::System;
 use crate::archive::{LocalArchive, LocalQueue};
+use crate::budget::IN_FLIGHT_BYTES_MAX;
 use crate::config::Config;
 use crate::listeners::Listeners;
 use crate::live::{Live, Serving};
@@ -215,7 +217,9 @@ impl Starting<'_> {
             tasks: self.tasks,
             live: &live,
         };
-        let mut listeners = open.smtp(self.edge(&shards, &file, &blobs)).await?;
+        let quotas = self.quotas(&services);
+        let edge = self.edge(&shards, &file, &blobs, quotas.clone());
+        let mut listeners = open.smtp(edge).await?;
         listeners.extend(open.pop3(self.maildrops(&services, &file, &blobs)).await?);
         let alarms = Alarms::default();
         let node_alarms = node_alarms(&alarms, &file, &shards, config.log.bytes_max.0);
@@ -223,7 +227,7 @@ impl Starting<'_> {
         listeners.extend(open.metrics(observed).await?);
         let socket = open.admin(AdminService {
             queues: Queues::new([Arc::new(LocalQueue(queue)) as Arc<dyn LedQueue>]),
-            rcpt: rcpt_of(&file),
+            rcpt: rcpt_of(&file, quotas),
             accept_directory: accept_of(&file),
             directory: file.directory().clone(),
             archive: Arc::new(LocalArchive {
@@ -273,12 +277,23 @@ impl Starting<'_> {
         Ok((Arc::new(file), read))
     }
 
+    /// Which mailboxes are full: asked of every shard, all of which are here.
+    fn quotas(&self, services: &Services) -> Quotas {
+        let shards = self.config.mbox.values().flat_map(|mbox| {
+            let shards = mbox.shards.get_ref().iter();
+            shards.map(|&shard| u32::from(shard))
+        });
+        let mailboxes = services.mailbox_client();
+        Quotas::watch(self.tasks, Arc::new(move |_| mailboxes.clone()), shards)
+    }
+
     /// What takes mail.
     fn edge(
         &self,
         shards: &Shards,
         file: &Arc<DirectoryFile>,
         blobs: &Arc<dyn Blobs>,
+        quotas: Quotas,
     ) -> Arc<Edge> {
         Arc::new(Edge {
             host_name: self.config.node.hostname.0.clone(),
@@ -288,6 +303,7 @@ impl Starting<'_> {
             ambient: self.ambient.clone(),
             tasks: self.tasks.clone(),
             memory: Edge::memory_budget(self.config.smtp.memory_bytes_max.as_usize()),
+            quotas,
         })
     }
 
@@ -370,9 +386,11 @@ impl Starting<'_> {
             schedule: Schedule {
                 expiry: queue.expire_after.0,
                 expiry_null: queue.expire_bounces_after.0,
+                delay_report: queue.report_delay_after.0,
                 ..Schedule::default()
             },
             host_name: self.config.node.hostname.0.clone(),
+            in_flight_bytes_max: IN_FLIGHT_BYTES_MAX as u64,
             ..DeliveryOptions::default()
         };
         Leader::start(self.tasks, shards.incoming.clone(), deps, options)
@@ -389,11 +407,11 @@ fn random_key(ambient: &SharedAmbient) -> [u8; 32] {
 }
 
 /// What RCPT would answer, for `hikyaku route explain`.
-fn rcpt_of(file: &Arc<DirectoryFile>) -> Rcpt {
+fn rcpt_of(file: &Arc<DirectoryFile>, quotas: Quotas) -> Rcpt {
     let directory = file.directory().clone();
     Arc::new(move |path: ForwardPath| {
-        let directory = directory.clone();
-        Box::pin(async move { rcpt_reply(&*directory, &path).await })
+        let (directory, quotas) = (directory.clone(), quotas.clone());
+        Box::pin(async move { rcpt_reply(&*directory, &quotas, &path).await })
     })
 }
 
@@ -403,9 +421,13 @@ fn accept_of(file: &Arc<DirectoryFile>) -> AcceptDirectory {
     Arc::new(move || users::accept(file.clone()))
 }
 
-async fn rcpt_reply(directory: &dyn Directory, path: &ForwardPath) -> Reply {
-    match recipient::decide(directory, path).await {
-        Ok(_) => Reply::new(250, (2, 1, 5), "recipient ok"),
+async fn rcpt_reply(directory: &dyn Directory, quotas: &Quotas, path: &ForwardPath) -> Reply {
+    let decided = async {
+        let accepted = recipient::decide(directory, path).await?;
+        quotas.admit(path, &accepted, None).await
+    };
+    match decided.await {
+        Ok(()) => Reply::new(250, (2, 1, 5), "recipient ok"),
         Err(rejection) => rejection.reply,
     }
 }

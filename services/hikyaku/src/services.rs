@@ -11,6 +11,7 @@ use hikyaku_proto::v1::mailbox_client::MailboxClient;
 use hikyaku_proto::v1::mailbox_server::MailboxServer;
 use hikyaku_serve::tasks::Tasks;
 
+use crate::budget::IN_FLIGHT_BYTES_MAX;
 use crate::shards::Shards;
 
 /// Octets that one inline body needs over gRPC, and room to spare.
@@ -32,7 +33,11 @@ impl Services {
             ground,
             shards.mailboxes.iter().cloned(),
             in_process(HomeServer::new(home.clone())),
-            MboxOptions::default(),
+            // one courier calls, so this is the sum of all shards
+            MboxOptions {
+                in_flight_bytes_max: IN_FLIGHT_BYTES_MAX,
+                ..MboxOptions::default()
+            },
         );
         Services { home, mailboxes }
     }

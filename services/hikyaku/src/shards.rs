@@ -19,6 +19,7 @@ use hikyaku_shard::ambient::SharedAmbient;
 use hikyaku_shard::runtime::{Shard, ShardOptions};
 use hikyaku_store::machine::MailboxMachine;
 
+use crate::budget::PENDING_BYTES_MAX;
 use crate::config::Config;
 
 /// What this node's replicas call themselves.
@@ -50,6 +51,7 @@ impl Shards {
         let options = WalOptions {
             segment_bytes: config.log.segment_bytes.0,
             wal_bytes_max: config.log.bytes_max.0,
+            pending_bytes_max: PENDING_BYTES_MAX,
             recent_bytes_max: config.log.cache_bytes_max.0,
             gather: GATHER,
             ..WalOptions::new(ambient.random())

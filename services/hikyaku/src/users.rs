@@ -16,6 +16,7 @@ use hikyaku_serve::tasks::Tasks;
 use hikyaku_shard::ambient::SharedAmbient;
 use tonic::Status;
 
+use crate::budget::HASHING_MIB_MAX;
 use crate::config::Config;
 
 /// A changed file is read once its size and time have been still for this long.
@@ -61,13 +62,7 @@ pub fn open(config: &Config, recent_key: [u8; 32]) -> Result<(DirectoryFile, Sta
     // taken first: a change while reading is seen by the watch
     let stamp = stamp(file).unwrap_or(NEVER);
     let last_good = config.node.data_dir.join(LAST_GOOD);
-    let opened = DirectoryFile::open(
-        file,
-        &last_good,
-        settings(config),
-        PoolLimits::default(),
-        recent_key,
-    );
+    let opened = DirectoryFile::open(file, &last_good, settings(config), hashing(), recent_key);
     match opened {
         Ok(opened) => Ok((opened, stamp)),
         Err(OpenError::Io(error)) => Err(error).with_context(|| file.display().to_string()),
@@ -84,7 +79,7 @@ pub fn load(config: &Config) -> Result<(LdifDirectory, Stamp)> {
     // taken first: a change while reading is seen by the watch
     let stamp = stamp(file).unwrap_or(NEVER);
     let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
-    match LdifDirectory::load(&bytes, settings(config), PoolLimits::default()) {
+    match LdifDirectory::load(&bytes, settings(config), hashing()) {
         Ok(directory) => Ok((directory, stamp)),
         Err(findings) => bail!("{}", located(file, &findings).join("\n")),
     }
@@ -179,4 +174,11 @@ pub fn accept(
             Reload::TooMuchLost { .. } => Err(Status::internal("the loss was not accepted")),
         }
     })
+}
+/// What costly password hashes may take.
+fn hashing() -> PoolLimits {
+    PoolLimits {
+        memory_mib_max: HASHING_MIB_MAX,
+        ..PoolLimits::default()
+    }
 }

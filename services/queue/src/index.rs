@@ -53,6 +53,7 @@ pub struct Index {
     pins: Sorted<Pin>,
     tallies: BTreeMap<Arc<String>, Tally>,
     bytes: u64,
+    memory: u64,
     taken: BTreeSet<RecipientKey>,
     delays: Delays,
 }
@@ -122,6 +123,11 @@ impl Index {
         self.bytes
     }
 
+    /// Octets of memory that the live messages take, without their bodies.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory
+    }
+
     /// Counters by tenant.
     pub fn tallies(&self) -> &BTreeMap<Arc<String>, Tally> {
         &self.tallies
@@ -170,6 +176,7 @@ impl Index {
         tally.messages += 1;
         tally.bytes += message.log_bytes;
         self.hash.add(message.element(id));
+        self.memory += message.memory_bytes();
         self.messages.insert(id, Box::new(message));
         self.refresh(id, &[]);
     }
@@ -186,7 +193,9 @@ impl Index {
             .map(|slot| (!slot.is_terminal()).then(|| slot.now()))
             .collect();
         let held = message.held.clone();
+        let memory = message.memory_bytes();
         let changed = message.apply(kept.time_ms, &kept.fact);
+        self.memory = self.memory + message.memory_bytes() - memory;
         if held != message.held {
             let new = message.element(id);
             let reason = std::mem::replace(&mut message.held, held);
@@ -287,6 +296,7 @@ impl Index {
             self.hash.remove(slot.element((id, number), &slot.now()));
         }
         self.pins.remove(&Pin::new(message.pin, id));
+        self.memory -= message.memory_bytes();
         self.bytes -= message.log_bytes;
         if let Some(tally) = self.tallies.get_mut(&message.tenant) {
             tally.messages -= 1;

@@ -10,10 +10,12 @@ use hikyaku_log::Position;
 use hikyaku_shard::runtime::Shard;
 use tokio::time::Instant;
 
-use crate::machine::{QueueMachine, QueueOptions};
+use crate::machine::{MESSAGE_MEMORY_BYTES, QueueMachine, QueueOptions};
 
 /// Records a shard may lag behind its log and still be chosen.
 const LAG_MAX: u64 = 20_000;
+/// Octets of memory that any queue may take: a chunk of facts, its first blocks.
+const MEMORY_BYTES_MIN: u64 = 256 << 10;
 /// Time without progress, while there is something to apply, after which a shard is not chosen.
 const STALL_MAX: Duration = Duration::from_secs(5);
 
@@ -22,14 +24,16 @@ const STALL_MAX: Duration = Duration::from_secs(5);
 pub struct Gauges {
     messages: AtomicU64,
     bytes: AtomicU64,
+    memory: AtomicU64,
     applied: AtomicU64,
 }
 
 impl Gauges {
     /// Publishes.
-    pub(crate) fn store(&self, messages: u64, bytes: u64, applied: Position) {
+    pub(crate) fn store(&self, messages: u64, bytes: u64, memory: u64, applied: Position) {
         self.messages.store(messages, Ordering::Relaxed);
         self.bytes.store(bytes, Ordering::Relaxed);
+        self.memory.store(memory, Ordering::Relaxed);
         self.applied.store(applied.0, Ordering::Relaxed);
     }
 }
@@ -49,7 +53,7 @@ pub struct Intake {
 pub enum Closed {
     /// It does not apply its log: parked, replaying, or stalled.
     NotApplying,
-    /// It has as many messages or octets as it may, or holds old records of a log that is filling up.
+    /// It has as many messages, octets or memory as it may, or holds old records of a log that is filling up.
     Full,
 }
 
@@ -81,6 +85,7 @@ impl Intake {
         // what room the log has left is for the records that empty it: outcomes, deliveries, messages carried forward
         let full = self.messages() >= self.options.queue_messages_max
             || self.bytes() >= self.options.queue_bytes_max
+            || self.memory_bytes() >= self.memory_bytes_max()
             || self.shard.log().pinned(self.shard.id()).pressed;
         if full { Err(Closed::Full) } else { Ok(()) }
     }
@@ -88,6 +93,17 @@ impl Intake {
     /// Live messages.
     pub fn messages(&self) -> u64 {
         self.gauges.messages.load(Ordering::Relaxed)
+    }
+
+    /// Octets of memory of what the queue knows about messages, without bodies.
+    pub fn memory_bytes(&self) -> u64 {
+        self.gauges.memory.load(Ordering::Relaxed)
+    }
+
+    fn memory_bytes_max(&self) -> u64 {
+        let messages = self.options.queue_messages_max;
+        // what a queue of few messages begins with does not count
+        MEMORY_BYTES_MIN + messages.saturating_mul(MESSAGE_MEMORY_BYTES)
     }
 
     /// Octets of live messages' records.
@@ -166,6 +182,7 @@ mod tests {
         assert_eq!(intake.check(), Err(Closed::Full));
         assert_eq!(intake.messages(), 3);
         assert!(intake.bytes() > 1000);
+        assert!(intake.memory_bytes() > 1000);
         // nobody applies any more, and something is to be applied
         let log = shard.log().clone();
         tasks.kill().await;
@@ -173,5 +190,35 @@ mod tests {
         assert_eq!(intake.check(), Err(Closed::Full));
         tokio::time::sleep(Duration::from_secs(6)).await;
         assert_eq!(intake.check(), Err(Closed::NotApplying));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_few_messages_to_very_many_fill_a_queue_too() {
+        let tasks = Tasks::new();
+        let disk = SimDisk::new(1);
+        let shard = Shard::start(
+            &tasks,
+            ShardId::new(Class::Incoming, 0),
+            "test",
+            Arc::new(SimLog::open(&disk, SimFaults::none())),
+            Arc::new(Counting(AtomicU64::new(1))),
+            QueueMachine::new(QueueOptions {
+                queue_messages_max: 1000,
+                ..QueueOptions::default()
+            }),
+            ShardOptions::default(),
+        );
+        let intake = Intake::new(&shard);
+        let mut taken = 0;
+        while intake.check().is_ok() {
+            taken += 1;
+            let to = (0..1000).map(|n| local(&format!("user{n}"))).collect();
+            let command = Command::Accept(accept(id(taken), to));
+            shard.propose(command).await.unwrap();
+        }
+        // 750 KB, a recipient of theirs takes 180 octets
+        assert!((3..10).contains(&taken), "{taken} messages taken");
+        assert_eq!(intake.check(), Err(Closed::Full));
+        tasks.kill().await;
     }
 }

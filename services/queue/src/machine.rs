@@ -37,10 +37,14 @@ const STEP_BYTES: u64 = 64 * 1024;
 /// `Cancel` records waiting for their `Accept`.
 const CANCELS_MAX: usize = 10_000;
 
+/// Octets of memory for each of [`QueueOptions::queue_messages_max`]; they are for all messages together.
+pub const MESSAGE_MEMORY_BYTES: u64 = 512;
+
 /// Limits of one queue shard on one node. None of them changes what `apply` does.
 #[derive(Clone, Copy, Debug)]
 pub struct QueueOptions {
-    /// Live messages at which edges are told to choose another shard. docs/OPERATIONS.md says what one takes.
+    /// Live messages at which edges are told to choose another shard; or fewer, when they and what is remembered about others
+    /// take as much memory as these may ([`MESSAGE_MEMORY_BYTES`]).
     pub queue_messages_max: u64,
     /// Octets of live messages at which edges are told to choose another shard.
     pub queue_bytes_max: u64,
@@ -195,6 +199,11 @@ impl QueueMachine {
     /// Facts remembered down to the log start.
     pub fn kept_len(&self) -> usize {
         self.kept.len()
+    }
+
+    /// Octets of memory of what is known about messages, live or not; without bodies.
+    pub fn memory_bytes(&self) -> u64 {
+        self.index.memory_bytes() + self.kept.bytes() as u64
     }
 
     /// Counts that edges read without asking the shard.
@@ -499,6 +508,7 @@ impl Machine for QueueMachine {
         self.gauges.store(
             self.index.messages().len() as u64,
             self.index.bytes(),
+            self.memory_bytes(),
             applied.stamp.position,
         );
         Ok(())

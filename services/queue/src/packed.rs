@@ -55,6 +55,16 @@ impl PackedOrigin {
         PackedOrigin(bytes.into_boxed_slice())
     }
 
+    /// Octets.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Never: it begins with the flags.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The whole of it.
     pub fn unpack(&self) -> Origin {
         let (flags, mut reader) = self.reader();

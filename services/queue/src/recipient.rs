@@ -26,6 +26,10 @@ use crate::packed::{Origin, PackedOrigin};
 pub const RECIPIENTS_MAX: usize = 4096;
 /// Attempts remembered for the operator, per recipient.
 pub const HISTORY_MAX: usize = 8;
+/// Octets of memory of a message without header and recipients: itself, its places by id and by what it pins.
+const MESSAGE_BYTES: usize = size_of::<Message>() + 80;
+/// Octets of memory of a recipient without address and history: itself, its place by what is due.
+const SLOT_BYTES: usize = size_of::<Slot>() + 48;
 /// Characters of a reply's text remembered.
 const REPLY_TEXT_MAX: usize = 200;
 
@@ -183,6 +187,10 @@ impl Slot {
                 *status = statuses.share(status);
             }
         }
+    }
+
+    fn memory_bytes(&self) -> usize {
+        SLOT_BYTES + self.origin.len() + size_of_val(&*self.history)
     }
 
     /// Who it is.
@@ -400,6 +408,12 @@ impl Message {
             tenant: String::clone(&self.tenant),
             ..header
         }
+    }
+
+    /// Octets of memory it takes, its places in the index and what an allocator adds counted in.
+    pub fn memory_bytes(&self) -> u64 {
+        let slots = self.slots.iter().map(Slot::memory_bytes).sum::<usize>();
+        (MESSAGE_BYTES + self.accept.len() + self.held.len() + slots) as u64
     }
 
     /// The hash of everything but the recipients.

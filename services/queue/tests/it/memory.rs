@@ -180,6 +180,12 @@ fn octets(name: &str, recipients: u64, max: u64, fill: impl FnOnce(&mut Queue)) 
     fill(&mut queue);
     let each = (ALLOCATOR.allocated() - before) as u64 / recipients;
     println!("{name}: {each} octets a recipient");
+    // and the queue's own count, by which it takes no more, is about that
+    let counted = queue.machine.memory_bytes() / recipients;
+    assert!(
+        (each * 9 / 10..=each * 13 / 10).contains(&counted),
+        "{name}: {each} octets a recipient, {counted} counted"
+    );
     assert!(
         each <= max,
         "{name}: {each} octets a recipient, at most {max}"
