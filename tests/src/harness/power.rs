@@ -7,9 +7,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use loadtest::ledger::Event;
 use hikyaku_power::rebuild::{self, Model};
 use hikyaku_power::record::{self, Record};
+use loadtest::ledger::Event;
 use loadtest::random::Random;
 
 use super::backup::{Places, gone, places, reused};
@@ -79,7 +79,13 @@ impl Recording {
     fn image(&self, record: &Record, cut: usize, model: Model, dice: &mut Random) -> (Site, usize) {
         let site = self.site.twin(&scratch());
         std::fs::create_dir(site.data()).expect("the image's directory");
-        let lost = rebuild::write(record, cut, model, &mut |sides| dice.below(sides), site.data());
+        let lost = rebuild::write(
+            record,
+            cut,
+            model,
+            &mut |sides| dice.below(sides),
+            site.data(),
+        );
         (site, lost)
     }
 
