@@ -1,6 +1,8 @@
-//! LDIF (RFC 2849): records read are the same when they are written again, with other line ends, or folded; and whatever a file
-//! says, the directory made of it answers.
+//! LDIF (RFC 2849): records are what a plain reader makes of them, the same when they are written again, with other line ends, or
+//! folded; and whatever a file says, the directory made of it answers.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use hikyaku_directory::ldif::{LdifError, Limits, records};
 use hikyaku_directory::load::load;
 use hikyaku_directory::settings::Settings;
@@ -11,9 +13,13 @@ use crate::memory::bounded;
 /// A record without its line numbers.
 type Record = (String, Vec<(String, Vec<u8>)>);
 
+/// Attribute values in one record.
+const VALUES_MAX: usize = 20;
+
 /// `data` is a file.
 pub fn run(data: &[u8]) {
     let found = read(data);
+    assert_eq!(found.as_ref().ok(), reference(data).as_ref());
     if !data.contains(&b'\r') {
         let lines: Vec<&[u8]> = data.split(|&octet| octet == b'\n').collect();
         assert_eq!(read(&lines.join(&b"\r\n"[..])), found, "with CRLF");
@@ -28,7 +34,7 @@ pub fn run(data: &[u8]) {
 fn read(data: &[u8]) -> Result<Vec<Record>, LdifError> {
     let limits = Limits {
         // so that they are met
-        values_max: 20,
+        values_max: VALUES_MAX,
         ..Limits::default()
     };
     // an attribute of three octets is a structure of about 80, and a vector grows by doubling
@@ -58,7 +64,7 @@ fn written(records: &[Record], width: usize) -> Vec<u8> {
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_slice()));
         for (name, value) in std::iter::once(dn).chain(attributes) {
-            let text = format!("{name}:: {}", base64(value));
+            let text = format!("{name}:: {}", STANDARD.encode(value));
             let parts: Vec<&[u8]> = text.as_bytes().chunks(width).collect();
             file.extend(parts.join(&b"\n "[..]));
             file.push(b'\n');
@@ -68,24 +74,84 @@ fn written(records: &[Record], width: usize) -> Vec<u8> {
     file
 }
 
-fn base64(octets: &[u8]) -> String {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for three in octets.chunks(3) {
-        let number = three
-            .iter()
-            .fold(0_u32, |number, &octet| number << 8 | u32::from(octet));
-        let number = number << (8 * (3 - three.len()));
-        for place in 0..4 {
-            let six = (number >> (18 - 6 * place)) as usize & 63;
-            text.push(if place > three.len() {
-                '='
-            } else {
-                char::from(LETTERS[six])
-            });
+/// The records by RFC 2849, read line by line after all of them have been unfolded; `None` if the file is none.
+fn reference(data: &[u8]) -> Option<Vec<Record>> {
+    let data = data.strip_prefix(b"\xef\xbb\xbf").unwrap_or(data);
+    let mut lines: Vec<Vec<u8>> = Vec::new();
+    for line in data.split_inclusive(|&octet| octet == b'\n') {
+        let line = line.strip_suffix(b"\n").unwrap_or(line);
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        match line.strip_prefix(b" ") {
+            Some(more) => lines
+                .last_mut()
+                .filter(|line| !line.is_empty())?
+                .extend(more),
+            None => lines.push(line.to_vec()),
         }
     }
-    text
+    let mut records: Vec<Record> = Vec::new();
+    let (mut open, mut begun) = (false, false);
+    for line in lines {
+        if line.is_empty() {
+            if open && records.last()?.1.is_empty() {
+                return None;
+            }
+            open = false;
+            continue;
+        }
+        if line.starts_with(b"#") {
+            continue;
+        }
+        let (name, value) = attribute(&line)?;
+        match name.as_str() {
+            "version" if !begun => {
+                if value != b"1" {
+                    return None;
+                }
+            }
+            "dn" if !open && value.len() <= 1024 => {
+                records.push((String::from_utf8(value).ok()?, Vec::new()));
+                open = true;
+            }
+            "dn" | "changetype" | "control" => return None,
+            _ if !open || records.last()?.1.len() == VALUES_MAX => return None,
+            _ => records.last_mut()?.1.push((name, value)),
+        }
+        begun = true;
+    }
+    if open && records.last()?.1.is_empty() {
+        return None;
+    }
+    Some(records)
+}
+
+fn attribute(line: &[u8]) -> Option<(String, Vec<u8>)> {
+    let colon = line.iter().position(|&octet| octet == b':')?;
+    let name = std::str::from_utf8(&line[..colon]).ok()?;
+    let is_name = |octet: u8| octet.is_ascii_alphanumeric() || b"-.;".contains(&octet);
+    if !name.bytes().all(is_name) {
+        return None;
+    }
+    let name = name.split(';').next()?.to_ascii_lowercase();
+    if name.is_empty() {
+        return None;
+    }
+    let value = match line.get(colon + 1) {
+        Some(b'<') => return None,
+        Some(b':') => STANDARD.decode(line[colon + 2..].trim_ascii()).ok()?,
+        _ => {
+            let text = std::str::from_utf8(&line[colon + 1..]).ok()?;
+            let text = text.trim_start_matches(' ');
+            if text
+                .chars()
+                .any(|letter| letter.is_ascii_control() && letter != '\t')
+            {
+                return None;
+            }
+            text.as_bytes().to_vec()
+        }
+    };
+    Some((name, value))
 }
 
 /// The directory of a site whose file ends in `data`.

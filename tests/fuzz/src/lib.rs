@@ -9,11 +9,15 @@
 //! * [`input`]: what targets make of their octets
 //! * [`memory`]: allocations, counted and limited
 //! * the targets, by the bytes they are about: [`lines`], [`smtp_command`], [`smtp_parameters`], [`smtp_content`],
-//!   [`smtp_session`], [`proxy`], [`mail_path`], [`mail_headers`], [`ldif`], [`pop3`], [`wal`], [`convert`], [`machines`]
+//!   [`smtp_session`], [`proxy`], [`mail_path`], [`mail_headers`], [`ldif`], [`configuration`],
+//!   [`pop3`], [`wal`], [`convert`], [`machines`]
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod input;
 pub mod memory;
 
+pub mod configuration;
 pub mod convert;
 pub mod ldif;
 pub mod lines;
@@ -28,11 +32,20 @@ pub mod smtp_parameters;
 pub mod smtp_session;
 pub mod wal;
 
+/// The binary's configuration, which is in no library.
+#[allow(dead_code)]
+#[path = "../../../services/hikyaku/src"]
+mod hikyaku {
+    pub(crate) mod config;
+}
+use hikyaku::config;
+
 /// A target's name, which is that of its program and of its folder of seeds, and what it does with octets.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
+    ("configuration", configuration::run),
     ("convert", convert::run),
     ("ldif", ldif::run),
     ("lines", lines::run),

@@ -78,7 +78,7 @@ fn rounds(work: &dyn Fn()) -> u32 {
 
 fn check(&(name, n, make): &Case) -> Result<(), String> {
     let [once, twice, four] = [n, 2 * n, 4 * n].map(make);
-    let allocated = [&once, &twice, &four].map(|work| allocated_by(work));
+    let allocated = [&once, &twice, &four].map(allocated_by);
     for (index, factor) in [(1, 2), (2, 4)] {
         // a vector that grows by doubling may be just past a step
         let most = allocated[0] * factor * 3 / 2 + (16 << 10);
