@@ -62,6 +62,7 @@ impl Admin for AdminService {
         &self,
         request: Request<QueueListRequest>,
     ) -> Answer<Self::QueueListStream> {
+        self.queues.whole().await?;
         let pages = self.queues.list(request.get_ref())?;
         Ok(Response::new(Box::pin(tokio_stream::iter(
             pages.into_iter().map(Ok),
@@ -69,6 +70,7 @@ impl Admin for AdminService {
     }
 
     async fn queue_show(&self, request: Request<QueueShowRequest>) -> Answer<QueueShowReply> {
+        self.queues.whole().await?;
         self.queues
             .show(&request.get_ref().message_id)
             .map(Response::new)
@@ -78,6 +80,7 @@ impl Admin for AdminService {
         &self,
         request: Request<QueueOperateRequest>,
     ) -> Answer<QueueOperateReply> {
+        self.queues.whole().await?;
         self.queues
             .operate(request.into_inner())
             .await

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use hikyaku_mail::id::{MessageId, ShardId};
@@ -12,10 +13,15 @@ use hikyaku_proto::v1::{
     QueuedMessage, ShardStatus,
 };
 use hikyaku_queue::inspect::{LIST_DEFAULT, LIST_MAX, Listed, STAGES};
+use tokio::time::{Instant, sleep};
 use tonic::Status;
 
 /// Messages on one page.
 const PAGE: usize = 200;
+/// How long a list or an order waits for a shard that still reads its log after the start.
+const WHOLE_WITHIN: Duration = Duration::from_secs(20);
+/// How often it is looked whether it has.
+const WHOLE_POLL: Duration = Duration::from_millis(50);
 /// Ids of one order at most.
 const ORDER_IDS_MAX: usize = 100_000;
 
@@ -23,6 +29,9 @@ const ORDER_IDS_MAX: usize = 100_000;
 pub trait LedQueue: Send + Sync + 'static {
     /// Which shard.
     fn id(&self) -> ShardId;
+
+    /// Whether all of its log is applied that was there when it began; before that, lists are short.
+    fn is_whole(&self) -> bool;
 
     /// The messages that match, oldest first.
     fn list(&self, request: &QueueListRequest) -> Listed;
@@ -63,6 +72,25 @@ impl Queues {
     /// The shards.
     pub fn shards(&self) -> impl Iterator<Item = &Arc<dyn LedQueue>> {
         self.shards.values()
+    }
+
+    /// Waits until the shards know all that they knew before the process started.
+    ///
+    /// # Errors
+    /// When one does not within [`WHOLE_WITHIN`].
+    pub async fn whole(&self) -> Result<(), Status> {
+        let deadline = Instant::now() + WHOLE_WITHIN;
+        for (id, shard) in &self.shards {
+            while !shard.is_whole() {
+                if Instant::now() >= deadline {
+                    return Err(Status::unavailable(format!(
+                        "{id} still reads its log after the start; ask again"
+                    )));
+                }
+                sleep(WHOLE_POLL).await;
+            }
+        }
+        Ok(())
     }
 
     /// The pages of a list, oldest messages first, the last one with the total.

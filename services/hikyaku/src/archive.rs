@@ -99,6 +99,10 @@ impl LedQueue for LocalQueue {
         self.0.shard().id()
     }
 
+    fn is_whole(&self) -> bool {
+        self.0.shard().read(Machine::is_whole)
+    }
+
     fn list(&self, request: &QueueListRequest) -> Listed {
         self.0.list(request)
     }

@@ -39,7 +39,7 @@ use crate::config::Config;
 use crate::listeners::Listeners;
 use crate::live::{Live, Serving};
 use crate::lock::DirectoryLock;
-use crate::observe::{Observed, log_alarm};
+use crate::observe::{Observed, disk_alarm, full_alarm, log_alarm};
 use crate::reload::Reloader;
 use crate::services::Services;
 use crate::shards::Shards;
@@ -222,7 +222,7 @@ impl Starting<'_> {
         let mut listeners = open.smtp(edge).await?;
         listeners.extend(open.pop3(self.maildrops(&services, &file, &blobs)).await?);
         let alarms = Alarms::default();
-        let node_alarms = node_alarms(&alarms, &file, &shards, config.log.bytes_max.0);
+        let node_alarms = node_alarms(&alarms, &file, &shards, config);
         let observed = self.observed(&shards, &live, node_alarms.clone());
         listeners.extend(open.metrics(observed).await?);
         let socket = open.admin(AdminService {
@@ -432,18 +432,24 @@ async fn rcpt_reply(directory: &dyn Directory, quotas: &Quotas, path: &ForwardPa
     }
 }
 
-/// Whatever is no shard's: configuration, certificate, directory, a log that fills up.
+/// Whatever is no shard's: configuration, certificate, directory, a log, a queue or a disk that is full or fills up.
 fn node_alarms(
     alarms: &Alarms,
     file: &Arc<DirectoryFile>,
     shards: &Shards,
-    log_bytes_max: u64,
+    config: &Config,
 ) -> NodeAlarms {
     let (alarms, file, wal) = (alarms.clone(), file.clone(), shards.wal.clone());
+    let intake = Intake::new(&shards.incoming);
+    let log_bytes_max = config.log.bytes_max.0;
+    let segment_bytes = config.log.segment_bytes.0;
+    let data_dir = config.node.data_dir.clone();
     Arc::new(move || {
         let mut lines = alarms.list();
         lines.extend(file.alarm());
+        lines.extend(full_alarm(&intake));
         lines.extend(log_alarm(&wal, log_bytes_max));
+        lines.extend(disk_alarm(&data_dir, segment_bytes));
         lines
     })
 }

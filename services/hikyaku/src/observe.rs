@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -65,6 +66,22 @@ pub fn log_alarm(wal: &Wal, bytes_max: u64) -> Option<String> {
     let bytes = wal.counts().physical_bytes;
     (bytes > bytes_max / 100 * LOG_ALARM_PERCENT).then(|| {
         format!("the log has {bytes} of {bytes_max} octets (log.bytes_max); when it is full, senders hear 452")
+    })
+}
+
+/// An alarm while no mail is taken, and what it is that is full.
+pub fn full_alarm(intake: &Intake) -> Option<String> {
+    let fullness = intake.fullness()?;
+    Some(format!("no mail is taken, senders hear 452: {fullness}"))
+}
+
+/// An alarm when the next file of the log might find no room in the file system.
+pub fn disk_alarm(directory: &Path, segment_bytes: u64) -> Option<String> {
+    let free = rustix::fs::statvfs(directory).ok()?;
+    let left = free.f_bavail.saturating_mul(free.f_frsize);
+    (left < segment_bytes).then(|| {
+        let directory = directory.display();
+        format!("the disk of {directory} has {left} octets left; when it is full, senders hear 452")
     })
 }
 

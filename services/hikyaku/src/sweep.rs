@@ -39,6 +39,10 @@ impl Sweep {
         let draining = tasks.draining();
         tasks.spawn("blob sweep", async move {
             let mut unnamed_since = BTreeMap::new();
+            match self.blobs.list().await {
+                Ok(blobs) => metrics::BLOBS.set(blobs.len() as u64),
+                Err(error) => tracing::warn!(%error, "the blobs could not be counted"),
+            }
             loop {
                 tokio::select! {
                     biased;

@@ -82,12 +82,26 @@ impl Intake {
         if self.shard.trouble().is_some() || self.is_behind() {
             return Err(Closed::NotApplying);
         }
+        match self.fullness() {
+            Some(_) => Err(Closed::Full),
+            None => Ok(()),
+        }
+    }
+
+    /// What it is that is full, for the operator; `None` while there is room.
+    pub fn fullness(&self) -> Option<&'static str> {
+        if self.messages() >= self.options.queue_messages_max {
+            return Some("the queue has queue.messages_max mails");
+        }
+        if self.bytes() >= self.options.queue_bytes_max {
+            return Some("the queue has queue.bytes_max octets");
+        }
+        if self.memory_bytes() >= self.memory_bytes_max() {
+            return Some("the mails in the queue take the memory of queue.messages_max");
+        }
         // what room the log has left is for the records that empty it: outcomes, deliveries, messages carried forward
-        let full = self.messages() >= self.options.queue_messages_max
-            || self.bytes() >= self.options.queue_bytes_max
-            || self.memory_bytes() >= self.memory_bytes_max()
-            || self.shard.log().pinned(self.shard.id()).pressed;
-        if full { Err(Closed::Full) } else { Ok(()) }
+        let pressed = self.shard.log().pinned(self.shard.id()).pressed;
+        pressed.then_some("the log is full, and the queue holds old parts of it")
     }
 
     /// Live messages.
@@ -183,6 +197,11 @@ mod tests {
         assert_eq!(intake.messages(), 3);
         assert!(intake.bytes() > 1000);
         assert!(intake.memory_bytes() > 1000);
+        assert!(
+            intake
+                .fullness()
+                .is_some_and(|why| why.contains("messages_max mails"))
+        );
         // nobody applies any more, and something is to be applied
         let log = shard.log().clone();
         tasks.kill().await;
