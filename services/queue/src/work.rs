@@ -8,7 +8,7 @@ use hikyaku_proto::v1::{AttemptRecord, Body, Carry, Envelope, Recipient};
 
 use crate::delays::asks;
 use crate::index::RecipientKey;
-use crate::machine::QueueMachine;
+use crate::machine::{MESSAGE_MEMORY_BYTES, QueueMachine};
 use crate::recipient::{Message, Slot};
 
 /// Octets of states in one Carry above which histories are left out, so that the record fits any log.
@@ -18,6 +18,10 @@ const CARRIED_STATES_BYTES_MAX: usize = 384 * 1024;
 const KEPT_BYTES_MIN: usize = 4 << 20;
 /// Facts remembered for each live message above which those are carried.
 const KEPT_EACH_MAX: usize = 6;
+/// The same where they take a quarter of the queue's memory: what is carried leaves one.
+const KEPT_EACH_CARRIED_MAX: usize = 2;
+/// Octets of remembered facts that any queue may have: its first chunk.
+const KEPT_BYTES_FIRST: u64 = 64 * 1024;
 
 /// One recipient to attempt, as the log says at this moment.
 #[derive(Clone, Debug)]
@@ -150,10 +154,21 @@ impl QueueMachine {
     }
 
     /// Whether more of this shard's log is garbage than live, by more than `slack_bytes`; or what must be remembered of facts
-    /// since the log start takes much memory, beside the live messages.
+    /// since the log start takes much memory beside the live messages, or a quarter of all that the queue may take: it must not
+    /// keep new mail out.
     pub fn should_carry(&self, slack_bytes: u64) -> bool {
         let messages = self.index.messages().len();
-        if self.kept.bytes() > KEPT_BYTES_MIN && self.kept.len() > messages * KEPT_EACH_MAX {
+        let (bytes, facts) = (self.kept.bytes(), self.kept.len());
+        if bytes > KEPT_BYTES_MIN && facts > messages * KEPT_EACH_MAX {
+            return true;
+        }
+        let quarter = self
+            .options()
+            .queue_messages_max
+            .saturating_mul(MESSAGE_MEMORY_BYTES)
+            / 4;
+        let may_take = quarter.saturating_add(KEPT_BYTES_FIRST);
+        if bytes as u64 > may_take && facts > messages * KEPT_EACH_CARRIED_MAX {
             return true;
         }
         let twice_live = self.index.bytes().saturating_mul(2);
@@ -214,4 +229,67 @@ fn original_address(message: &Message, slot: &Slot) -> String {
     root.recipient
         .map(|recipient| recipient.address)
         .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::machine::{MESSAGE_MEMORY_BYTES, QueueMachine, QueueOptions};
+    use crate::testing::{accept, delivered_outcome, id, local};
+    use hikyaku_log::{Bounds, Position, Stamp};
+    use hikyaku_proto::v1::{Attempted, Record, record::Command};
+    use hikyaku_shard::machine::Machine;
+
+    fn apply(machine: &mut QueueMachine, position: &mut Position, command: Command) {
+        let record = Record {
+            version: 1,
+            cmd_id: position.0.to_be_bytes().repeat(2).into(),
+            time_ms: 5000,
+            command: Some(command),
+        };
+        let stamp = Stamp {
+            position: *position,
+            crc: 0,
+        };
+        machine.apply(stamp, record).unwrap();
+        *position = position.next();
+    }
+
+    #[test]
+    fn what_is_remembered_of_mail_that_left_does_not_fill_a_small_queue() {
+        let options = QueueOptions {
+            queue_messages_max: 1000,
+            ..QueueOptions::default()
+        };
+        let memory_bytes_max = options.queue_messages_max * MESSAGE_MEMORY_BYTES;
+        let mut machine = QueueMachine::new(options);
+        let mut position = Position(1);
+        let bounds = Bounds {
+            start: position,
+            end: position,
+        };
+        machine.resume(1, bounds).unwrap();
+        // one mail waits for days and holds the log; the others come and go
+        let waiting = accept(id(1), vec![local("full")]);
+        apply(&mut machine, &mut position, Command::Accept(waiting));
+        let (mut carried, mut most) = (0, 0);
+        for n in 2..10_000 {
+            let mail = accept(id(n), vec![local("a")]);
+            apply(&mut machine, &mut position, Command::Accept(mail));
+            let attempted = Attempted {
+                message_id: id(n).to_bytes().to_vec().into(),
+                outcomes: vec![delivered_outcome(0, 7)],
+                report: None,
+            };
+            apply(&mut machine, &mut position, Command::Attempted(attempted));
+            most = most.max(machine.memory_bytes());
+            if machine.should_carry(32 << 20) {
+                let draft = machine.draft(position).unwrap();
+                apply(&mut machine, &mut position, Command::Carry(draft.carry));
+                machine.log_start(machine.keep_from());
+                carried += 1;
+            }
+        }
+        assert!(most < memory_bytes_max, "{most} octets remembered");
+        assert!((1..30).contains(&carried), "carried {carried} times");
+    }
 }
