@@ -24,6 +24,7 @@ use crate::accept::{self, Draft};
 use crate::budget::{self, Reservation};
 use crate::header::ReturnPathFilter;
 use crate::observed::{self, Observed};
+use crate::quota::Quotas;
 use crate::recipient::{self, Accepted};
 
 /// Everything the edge needs; shared by all sessions.
@@ -42,6 +43,8 @@ pub struct Edge {
     pub tasks: Tasks,
     /// Memory for mails being received.
     pub memory: Arc<Semaphore>,
+    /// Which mailboxes are full.
+    pub quotas: Quotas,
 }
 
 impl Edge {
@@ -122,6 +125,7 @@ impl Backend for EdgeBackend {
                 recipients: Vec::new(),
                 observed: Observed::new(),
             },
+            declared_bytes: mail.size,
             paths: Vec::new(),
             filter: ReturnPathFilter::default(),
             body: None,
@@ -173,6 +177,7 @@ pub struct Incoming {
     peer: Peer,
     shard: Shard<QueueMachine>,
     draft: Draft,
+    declared_bytes: Option<u64>,
     paths: Vec<ForwardPath>,
     filter: ReturnPathFilter,
     body: Option<BodyWriter>,
@@ -192,6 +197,12 @@ impl Incoming {
     async fn accept_recipient(&mut self, rcpt: &RcptParameters) -> Result<Accepted, Rejection> {
         let directory = &*self.edge.directory;
         let mut accepted = recipient::decide(directory, &rcpt.forward_path).await?;
+        // reports must arrive, or nobody hears of what went wrong
+        if !self.draft.envelope.reverse_path.is_empty() {
+            let (path, size) = (&rcpt.forward_path, self.declared_bytes);
+            self.edge.quotas.admit(path, &accepted, size).await?;
+        }
+        accepted.mailbox = None;
         recipient::note(&mut accepted, rcpt);
         if !self.reservation.add_recipient(&accepted) {
             return Err(no_memory().of_tenant(&accepted.tenant));

@@ -136,6 +136,7 @@ mod tests {
         let recipient = Accepted {
             recipient: Default::default(),
             tenant: "x".repeat(744),
+            mailbox: None,
         };
         let mut taken = 0;
         while two.add_recipient(&recipient) {
@@ -154,6 +155,7 @@ mod tests {
         let recipient = Accepted {
             recipient: Default::default(),
             tenant: "x".repeat(744),
+            mailbox: None,
         };
         while one.add_recipient(&recipient) {}
         assert!(one.reserved() <= TRANSACTION_BYTES_MAX + 16 * 1024);

@@ -6,6 +6,7 @@
 //! # Layout, in the order a mail meets them
 //! * [`backend`]: the SMTP room's seam: sessions, budgets, the postmaster's log lines
 //! * [`recipient`]: RCPT: directory, then a recipient or a refusal
+//! * [`quota`]: full mailboxes
 //! * [`budget`]: the memory of a transaction
 //! * [`header`]: Return-Path out of the content
 //! * [`accept`]: content into a body, and commit point A
@@ -18,4 +19,5 @@ pub mod backend;
 pub mod budget;
 pub mod header;
 mod observed;
+pub mod quota;
 pub mod recipient;

@@ -12,6 +12,8 @@ use hikyaku_proto::v1::recipient::Target;
 use hikyaku_proto::v1::{ExpandTarget, LocalTarget, Recipient};
 use hikyaku_smtp::command::RcptParameters;
 
+use crate::quota;
+
 /// Forwards followed at RCPT; a longer chain is a configuration mistake.
 const FORWARDS_MAX: usize = 10;
 
@@ -22,6 +24,8 @@ pub struct Accepted {
     pub recipient: Recipient,
     /// The tenant of the address.
     pub tenant: String,
+    /// The mailbox it comes to, where that is one.
+    pub mailbox: Option<quota::Mailbox>,
 }
 
 /// Decides about `path`.
@@ -47,13 +51,14 @@ async fn route(
     resolution: Resolution,
     tenant: &str,
 ) -> Result<Accepted, Rejection> {
-    let accepted = |address: &Mailbox, target| Accepted {
+    let accepted = |address: &Mailbox, target, mailbox| Accepted {
         recipient: Recipient {
             address: address.to_string(),
             target: Some(target),
             ..Recipient::default()
         },
         tenant: tenant.to_owned(),
+        mailbox,
     };
     match resolution.decision {
         Decision::Local {
@@ -65,16 +70,29 @@ async fn route(
                 tenant: account.tenant.to_string(),
                 mbox: account.mbox.to_string(),
             };
-            Ok(accepted(&delivered_to, Target::Local(target)))
+            let mailbox = quota::Mailbox::from(&account);
+            Ok(accepted(
+                &delivered_to,
+                Target::Local(target),
+                Some(mailbox),
+            ))
         }
         Decision::Local { .. } => {
             let reply = Reply::new(550, (5, 2, 1), "mailbox is disabled");
             Err(Rejection::new(reply, "the account does not take mail"))
         }
-        Decision::Group { .. } => Ok(accepted(&address, Target::Expand(ExpandTarget::default()))),
+        Decision::Group { .. } => Ok(accepted(
+            &address,
+            Target::Expand(ExpandTarget::default()),
+            None,
+        )),
         Decision::Forward { ref to } => {
-            follow(directory, &resolution, to.clone()).await?;
-            Ok(accepted(&address, Target::Expand(ExpandTarget::default())))
+            let mailbox = follow(directory, &resolution, to.clone()).await?;
+            Ok(accepted(
+                &address,
+                Target::Expand(ExpandTarget::default()),
+                mailbox,
+            ))
         }
         Decision::Relay { host, .. } => Err(no_outbound(format!("mailHost {host} is not ours"))),
         Decision::Foreign => Err(Rejection::new(
@@ -105,19 +123,21 @@ async fn resolve(directory: &dyn Directory, address: &Mailbox) -> Result<Resolut
         .map_err(|unavailable| Rejection::new(unavailable.reply(), unavailable.reason))
 }
 
-/// Follows a forward to its end; an error when it cannot be delivered here now.
+/// Follows a forward to its end, the mailbox if it is one; an error when it cannot be delivered here now.
 async fn follow(
     directory: &dyn Directory,
     from: &Resolution,
     first: Mailbox,
-) -> Result<(), Rejection> {
+) -> Result<Option<quota::Mailbox>, Rejection> {
     let mut seen: BTreeSet<Option<String>> = BTreeSet::from([from.entry.clone()]);
     let mut to = first;
     for _ in 0..FORWARDS_MAX {
         let next = resolve(directory, &to).await?;
         match next.decision {
-            Decision::Local { account, .. } if account.state.takes_mail() => return Ok(()),
-            Decision::Group { .. } => return Ok(()),
+            Decision::Local { account, .. } if account.state.takes_mail() => {
+                return Ok(Some(quota::Mailbox::from(&account)));
+            }
+            Decision::Group { .. } => return Ok(None),
             Decision::Local { .. } => {
                 return Err(misconfigured(format!(
                     "it forwards to {to}, which is disabled"

@@ -184,6 +184,7 @@ impl Changes {
             body_cache_bytes_max,
             expire_after,
             expire_bounces_after,
+            report_delay_after,
         } = old;
         self.restart("queue.messages_max", messages_max, &new.messages_max);
         self.restart("queue.bytes_max", bytes_max, &new.bytes_max);
@@ -197,6 +198,11 @@ impl Changes {
             "queue.expire_bounces_after",
             expire_bounces_after,
             &new.expire_bounces_after,
+        );
+        self.restart(
+            "queue.report_delay_after",
+            report_delay_after,
+            &new.report_delay_after,
         );
     }
 

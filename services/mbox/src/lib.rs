@@ -8,6 +8,7 @@
 //! * [`options`]: its limits and deadlines
 //! * [`home`]: the Home service
 //! * [`mailbox`]: the Mailbox service: `deliver`, `maildrop`
+//! * `quota`: what edges ask about full mailboxes
 //! * [`backup`]: snapshots of shards as pieces, and back
 //! * [`blobs`]: which blobs the mails of a shard name
 //! * `barrier`: many linearizable reads, one record
@@ -21,6 +22,7 @@ pub mod options;
 mod barrier;
 mod deliver;
 mod maildrop;
+mod quota;
 mod status;
 
 pub mod backup;

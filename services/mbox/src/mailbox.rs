@@ -10,8 +10,8 @@ use hikyaku_proto::v1::home_client::HomeClient;
 use hikyaku_proto::v1::record::Command;
 use hikyaku_proto::v1::{
     ClaimReply, ClaimRequest, DeliverReply, DeliverRequest, ExpungeReply, ExpungeRequest,
-    FetchReply, FetchRequest, LookupReply, LookupRequest, OpenMaildropRequest, VoidReply,
-    VoidRequest, mailbox_server,
+    FetchReply, FetchRequest, LookupReply, LookupRequest, NearlyFullReply, NearlyFullRequest,
+    OpenMaildropRequest, UsageReply, UsageRequest, VoidReply, VoidRequest, mailbox_server,
 };
 use hikyaku_serve::tasks::Tasks;
 use hikyaku_shard::runtime::{ProposeError, Shard};
@@ -231,5 +231,16 @@ impl mailbox_server::Mailbox for MailboxService {
         self.expunge_messages(request.into_inner())
             .await
             .map(Response::new)
+    }
+
+    async fn nearly_full(
+        &self,
+        request: Request<NearlyFullRequest>,
+    ) -> Result<Response<NearlyFullReply>, Status> {
+        self.nearly_full_in(request.get_ref()).map(Response::new)
+    }
+
+    async fn usage(&self, request: Request<UsageRequest>) -> Result<Response<UsageReply>, Status> {
+        self.usage_of(request.get_ref()).map(Response::new)
     }
 }

@@ -81,9 +81,18 @@ impl MailboxMachine {
             0 => account.quota_bytes,
             given => given,
         };
-        if quota_bytes != 0 && account.used_bytes.saturating_add(size) > quota_bytes {
+        let fits = account.used_bytes.saturating_add(size) <= quota_bytes;
+        if quota_bytes != 0 && !fits {
+            self.nearly_full
+                .delivery(&id, account.used_bytes, quota_bytes, true);
             return Ok(Answer::OverQuota);
         }
+        self.nearly_full.delivery(
+            &id,
+            account.used_bytes.saturating_add(size),
+            quota_bytes,
+            false,
+        );
         let mailbox_id = self.wanted_mailbox(&id, &account, &command.mailbox)?;
         let message = StoredMessage {
             email_id: EmailId::of_delivery(&delivery_id)

@@ -80,6 +80,7 @@ impl MailboxMachine {
         })?;
         account.messages = account.messages.saturating_sub(u64::from(expunged));
         account.used_bytes = account.used_bytes.saturating_sub(bytes);
+        self.nearly_full.changed(id, account.used_bytes);
         self.put_account(id, account)?;
         Ok(Answer::Expunged(expunged))
     }

@@ -8,6 +8,7 @@
 //! * [`key`]: the keys of the store, [`id`]: EMAILID and MAILBOXID, [`flag`]: flags and keywords
 //! * [`machine`]: the state machine and what its proposers hear
 //! * `account`, `deliver`, `expunge`, `flags`, `mailbox`, `expire`, `ingest`: its commands
+//! * [`nearly_full`]: accounts that edges ask about before they take mail
 //! * [`read`]: what services read from a snapshot
 //! * [`export`]: an account as the pieces that `Ingest` takes, for backups
 //! * [`audit`]: recounts everything and names what does not agree
@@ -26,6 +27,7 @@ pub mod expunge;
 mod flags;
 mod ingest;
 pub mod mailbox;
+pub mod nearly_full;
 mod writer;
 
 pub mod audit;

@@ -11,6 +11,7 @@ use hikyaku_shard::machine::{Machine, Trouble, resume_after};
 use hikyaku_shard::stored::Stored;
 use prost::Message;
 
+use crate::nearly_full::NearlyFull;
 use crate::writer::{Heads, Writer};
 use crate::{StoreError, key};
 
@@ -96,6 +97,7 @@ pub struct MailboxMachine {
     /// No tombstone goes before this log time, and no account is purged before that one: hints, rebuilt by looking.
     pub(crate) tombstone_due_ms: u64,
     pub(crate) purge_due_ms: u64,
+    pub(crate) nearly_full: NearlyFull,
     applied: Applied,
 }
 
@@ -125,8 +127,14 @@ impl MailboxMachine {
             shard,
             tombstone_due_ms: 0,
             purge_due_ms: 0,
+            nearly_full: NearlyFull::default(),
             applied,
         })
+    }
+
+    /// Accounts that are nearly full.
+    pub fn nearly_full(&self) -> &NearlyFull {
+        &self.nearly_full
     }
 
     /// The time by which tombstones and deleted accounts go: moved by `Tick` only.

@@ -24,9 +24,9 @@ use hikyaku_proto::v1::recipient::Target;
 use hikyaku_proto::v1::{
     Accept, Body, Busy, ClaimReply, ClaimRequest, DeliverReply, DeliverRequest, Disabled, Envelope,
     ExpandTarget, ExpungeReply, ExpungeRequest, FetchReply, FetchRequest, LocalTarget, LookupReply,
-    LookupRequest, MaildropPage, NotOwner, OpenMaildropRequest, OverQuota, QueueListRequest,
-    Recipient, Record, Stored, VoidReply, VoidRequest, Voided, deliver_reply, recipient_state,
-    record, void_reply,
+    LookupRequest, MaildropPage, NearlyFullReply, NearlyFullRequest, NotOwner, OpenMaildropRequest,
+    OverQuota, QueueListRequest, Recipient, Record, Stored, UsageReply, UsageRequest, VoidReply,
+    VoidRequest, Voided, deliver_reply, recipient_state, record, void_reply,
 };
 use hikyaku_queue::machine::{QueueMachine, QueueOptions};
 use hikyaku_serve::tasks::Tasks;
@@ -287,6 +287,17 @@ impl Mailbox for Mailboxes {
 
     async fn expunge(&self, _: Request<ExpungeRequest>) -> Result<Response<ExpungeReply>, Status> {
         Err(Status::unimplemented("delivery does not expunge"))
+    }
+
+    async fn nearly_full(
+        &self,
+        _: Request<NearlyFullRequest>,
+    ) -> Result<Response<NearlyFullReply>, Status> {
+        Err(Status::unimplemented("delivery does not ask"))
+    }
+
+    async fn usage(&self, _: Request<UsageRequest>) -> Result<Response<UsageReply>, Status> {
+        Err(Status::unimplemented("delivery does not ask"))
     }
 }
 

@@ -9,6 +9,7 @@ use hikyaku_directory::ldif_directory::LdifDirectory;
 use hikyaku_directory::password::PoolLimits;
 use hikyaku_directory::settings::Settings;
 use hikyaku_edge::backend::{Edge, EdgeBackend};
+use hikyaku_edge::quota::Quotas;
 use hikyaku_log::sim::{SimDisk, SimFaults, SimLog};
 use hikyaku_log::{Class, ShardId};
 use hikyaku_proto::v1::Accept;
@@ -107,6 +108,7 @@ impl Site {
             ambient: clock,
             tasks,
             memory: Edge::memory_budget(bytes),
+            quotas: Quotas::unknown(),
         };
         Site {
             edge: Arc::new(edge),
