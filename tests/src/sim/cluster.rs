@@ -9,6 +9,7 @@ use hikyaku_delivery::control::QueueControl;
 use hikyaku_delivery::leader::{DeliveryOptions, Deps, Leader};
 use hikyaku_delivery::schedule::Schedule;
 use hikyaku_edge::backend::{Edge, EdgeBackend};
+use hikyaku_edge::quota::Quotas;
 use hikyaku_engine::memory::{MemoryDisk, MemoryEngine};
 use hikyaku_engine::{Engine, Pair, Snapshot};
 use hikyaku_home::machine::HomeMachine;
@@ -471,6 +472,8 @@ impl Starting<'_> {
             ambient: self.machine.ambient.clone(),
             tasks: self.tasks.clone(),
             memory: Edge::memory_budget(64 << 20),
+            // mail for a full mailbox is to come in here
+            quotas: Quotas::unknown(),
         };
         let front = Front {
             tasks: self.tasks.clone(),

@@ -398,7 +398,8 @@ impl Ledger {
             .iter()
             .any(|other| asks(&other.recipient.notify, "SUCCESS"));
         let must = asks(&recipient.notify, "SUCCESS");
-        let somebody = !fate.reverse_path().is_empty();
+        // nothing is sent out yet, and strangers are told of failures alone
+        let somebody = fate.reverse_path().ends_with("@example.jp");
         if (must && somebody && !told) || (told && !(may && somebody)) {
             self.world.violate(format_args!(
                 "{id}: success of recipient {number} ({}) told: {told}",

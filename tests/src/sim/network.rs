@@ -19,8 +19,8 @@ use hikyaku_proto::v1::mailbox_client::MailboxClient;
 use hikyaku_proto::v1::mailbox_server::{Mailbox, MailboxServer};
 use hikyaku_proto::v1::{
     ClaimReply, ClaimRequest, DeliverReply, DeliverRequest, ExpungeReply, ExpungeRequest,
-    FetchReply, FetchRequest, LookupReply, LookupRequest, MaildropPage, OpenMaildropRequest,
-    VoidReply, VoidRequest,
+    FetchReply, FetchRequest, LookupReply, LookupRequest, MaildropPage, NearlyFullReply,
+    NearlyFullRequest, OpenMaildropRequest, UsageReply, UsageRequest, VoidReply, VoidRequest,
 };
 use hikyaku_serve::tasks::Tasks;
 use tokio::sync::oneshot;
@@ -352,6 +352,21 @@ impl Mailbox for Network {
         request: Request<ExpungeRequest>,
     ) -> Result<Response<ExpungeReply>, Status> {
         let serve = |peer: Peer, request| async move { peer.mailboxes.expunge(request).await };
+        self.call(shard(request.get_ref().shard), request, serve)
+            .await
+    }
+
+    async fn nearly_full(
+        &self,
+        request: Request<NearlyFullRequest>,
+    ) -> Result<Response<NearlyFullReply>, Status> {
+        let serve = |peer: Peer, request| async move { peer.mailboxes.nearly_full(request).await };
+        self.call(shard(request.get_ref().shard), request, serve)
+            .await
+    }
+
+    async fn usage(&self, request: Request<UsageRequest>) -> Result<Response<UsageReply>, Status> {
+        let serve = |peer: Peer, request| async move { peer.mailboxes.usage(request).await };
         self.call(shard(request.get_ref().shard), request, serve)
             .await
     }

@@ -15,6 +15,7 @@
 //! * [`idle`]: ten thousand connections that do nothing
 //! * [`bounded`]: a held message, an idle mailbox and much traffic; no delivery for a while
 //! * [`kills`]: SIGKILL at random and at every commit point
+//! * [`reports`]: full mailboxes, loops, and reports to senders
 //! * [`power_loss`]: images of what a power cut could have left
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -34,5 +35,6 @@ mod kills;
 mod modes;
 mod operator;
 mod power_loss;
+mod reports;
 mod slow;
 mod trouble;
