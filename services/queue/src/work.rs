@@ -1,5 +1,7 @@
 //! What a leader takes from the index, and what it carries.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use hikyaku_log::Position;
 use hikyaku_mail::id::MessageId;
@@ -131,12 +133,22 @@ impl QueueMachine {
         let Some(account) = own else {
             return Vec::new();
         };
-        let collapsed = message
-            .slots
-            .iter()
-            .filter(|slot| slot.ended(How::Collapsed) && slot.account().as_ref() == Some(&account));
+        let collapsed: Vec<(u32, &Slot)> = (0u32..)
+            .zip(&message.slots)
+            .filter(|(_, slot)| slot.ended(How::Collapsed))
+            .filter(|(_, slot)| slot.account().as_ref() == Some(&account))
+            .collect();
+        if collapsed.is_empty() {
+            // which is usual, and then nothing else is looked at
+            return Vec::new();
+        }
+        // one that waited again has a number of its own since, which is told of itself
+        let parents = message.slots.iter().map(|slot| slot.origin().parent);
+        let again: BTreeSet<u32> = parents.flatten().collect();
         collapsed
-            .filter_map(|slot| {
+            .into_iter()
+            .filter(|(number, _)| !again.contains(number))
+            .filter_map(|(_, slot)| {
                 let recipient = slot.recipient()?;
                 asks(&recipient.notify, "SUCCESS")
                     .then(|| (original_address(message, slot), recipient))
@@ -236,7 +248,7 @@ mod tests {
     use crate::machine::{MESSAGE_MEMORY_BYTES, QueueMachine, QueueOptions};
     use crate::testing::{accept, delivered_outcome, id, local};
     use hikyaku_log::{Bounds, Position, Stamp};
-    use hikyaku_proto::v1::{Attempted, Record, record::Command};
+    use hikyaku_proto::v1::{Attempted, Recipient, Record, Routed, record::Command};
     use hikyaku_shard::machine::Machine;
 
     fn apply(machine: &mut QueueMachine, position: &mut Position, command: Command) {
@@ -291,5 +303,27 @@ mod tests {
         }
         assert!(most < memory_bytes_max, "{most} octets remembered");
         assert!((1..30).contains(&carried), "carried {carried} times");
+    }
+
+    #[test]
+    fn whoever_waited_again_is_told_of_once() {
+        let mut machine = QueueMachine::new(QueueOptions::default());
+        let mut position = Position(1);
+        let asking = |name: &str| Recipient {
+            notify: "SUCCESS".into(),
+            ..local(name)
+        };
+        let mail = accept(id(1), vec![asking("a"), asking("a"), asking("a")]);
+        apply(&mut machine, &mut position, Command::Accept(mail));
+        assert_eq!(machine.served_with((id(1), 0)).len(), 2);
+        // the first one goes elsewhere (3), the second one waits again (4), the third one gets the mail with it
+        let routed = Routed {
+            message_id: id(1).to_bytes().to_vec().into(),
+            recipient: 0,
+            children: vec![local("b")],
+            ..Routed::default()
+        };
+        apply(&mut machine, &mut position, Command::Routed(routed));
+        assert_eq!(machine.served_with((id(1), 4)).len(), 1);
     }
 }
