@@ -24,8 +24,8 @@ use crate::config::Config;
 
 /// What this node's replicas call themselves.
 const REPLICA: &str = "local";
-/// Between two syncs of the log at least: some 500 a second, whatever the rate of mail. A lone mail does not wait.
-const GATHER: Duration = Duration::from_millis(2);
+/// Between two syncs of the log at least: some 330 a second, whatever the rate of mail. A lone mail does not wait.
+const GATHER: Duration = Duration::from_millis(3);
 
 /// Everything that is durable here.
 pub struct Shards {
