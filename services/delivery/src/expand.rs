@@ -14,6 +14,7 @@ use hikyaku_proto::v1::{
 };
 use hikyaku_queue::delays::asks;
 use hikyaku_queue::machine::Answer;
+use prost::Message as _;
 
 use crate::bounce;
 use crate::job::{Job, Step};
@@ -21,6 +22,8 @@ use crate::report::{self, Composed, Event};
 
 /// Members of one group; a larger one waits for an operator.
 const MEMBERS_MAX: usize = 1000;
+/// Octets of children in one record, so that it fits any log with its report.
+const CHILDREN_BYTES_MAX: usize = 768 * 1024;
 
 /// The next step for a recipient that is to be resolved. `seen` are the entries followed on the way to it.
 pub async fn step(job: &mut Job<'_>, seen: &[String]) -> Result<Step, Step> {
@@ -230,14 +233,27 @@ fn remote(job: &Job<'_>, address: &Mailbox, domain: String) -> Recipient {
     child(job, address, Target::Remote(RemoteTarget { domain }))
 }
 
+fn bytes_of(recipients: &[Recipient]) -> usize {
+    recipients.iter().map(Recipient::encoded_len).sum()
+}
+
 async fn routed(
     job: &mut Job<'_>,
-    children: Vec<Recipient>,
+    mut children: Vec<Recipient>,
     errors_to: Option<Mailbox>,
     rule: &str,
     report: Option<Composed>,
 ) -> Result<Step, Step> {
     let count = children.len();
+    if bytes_of(&children) > CHILDREN_BYTES_MAX {
+        // what the sender calls the group, once for each member: reports go without it rather than the mail
+        for child in &mut children {
+            child.original_recipient.clear();
+        }
+    }
+    if bytes_of(&children) > CHILDREN_BYTES_MAX {
+        return job.hold("group-too-large").await;
+    }
     let (message, recipient) = job.work.key;
     let command = Command::Routed(Routed {
         message_id: Bytes::copy_from_slice(&message.to_bytes()),

@@ -335,6 +335,24 @@ async fn a_mailbox_named_a_thousand_times_gets_its_mail_and_the_sender_a_report(
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_long_name_that_a_sender_gave_a_large_group_does_not_stop_its_mail() {
+    let mut members: Vec<String> = (0..700).map(|n| format!("gone{n}@example.jp")).collect();
+    members.push("alice@example.jp".into());
+    let members: Vec<&str> = members.iter().map(String::as_str).collect();
+    let mut entries = people();
+    entries.push(group("all", &members, ""));
+    let mut site = Site::new(&entries, options());
+    let mut recipient = asking(expand("all"), "NEVER");
+    // 250 letters of two octets, as they are kept
+    recipient.original_recipient = format!("utf-8;{}", "\\x{3B1}".repeat(245));
+    let id = site
+        .accept_envelope(envelope(), vec![recipient], CONTENT)
+        .await;
+    site.settle().await;
+    assert_eq!(site.mailboxes.copies(id), ["a-1"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_sender_elsewhere_who_asks_for_success_leaves_nothing_in_the_queue() {
     let mut site = Site::new(&people(), options());
     let envelope = Envelope {
