@@ -23,8 +23,9 @@ use hikyaku_proto::v1::mailbox_client::MailboxClient;
 use hikyaku_proto::v1::mailbox_server::{Mailbox, MailboxServer};
 use hikyaku_proto::v1::{
     Body, ClaimReply, ClaimRequest, DeliverReply, DeliverRequest, ExpungeReply, ExpungeRequest,
-    FetchReply, FetchRequest, LookupReply, LookupRequest, MaildropMessage, MaildropPage, NotOwner,
-    OpenMaildropRequest, VoidReply, VoidRequest,
+    FetchReply, FetchRequest, LookupReply, LookupRequest, MaildropMessage, MaildropPage,
+    NearlyFullReply, NearlyFullRequest, NotOwner, OpenMaildropRequest, UsageReply, UsageRequest,
+    VoidReply, VoidRequest,
 };
 use hikyaku_shard::ambient::Ambient;
 use tokio::io::DuplexStream;
@@ -123,6 +124,17 @@ impl Mailbox for Peers {
 
     async fn void(&self, _: Request<VoidRequest>) -> Result<Response<VoidReply>, Status> {
         Err(Status::unimplemented("access voids nothing"))
+    }
+
+    async fn nearly_full(
+        &self,
+        _: Request<NearlyFullRequest>,
+    ) -> Result<Response<NearlyFullReply>, Status> {
+        Err(Status::unimplemented("access refuses no mail"))
+    }
+
+    async fn usage(&self, _: Request<UsageRequest>) -> Result<Response<UsageReply>, Status> {
+        Err(Status::unimplemented("access asks for no usage"))
     }
 
     async fn open_maildrop(
