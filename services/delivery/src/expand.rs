@@ -14,7 +14,7 @@ use hikyaku_proto::v1::{
 };
 use hikyaku_queue::delays::asks;
 use hikyaku_queue::machine::Answer;
-use prost::Message as _;
+use hikyaku_queue::room::bytes_of;
 
 use crate::bounce;
 use crate::job::{Job, Step};
@@ -233,29 +233,16 @@ fn remote(job: &Job<'_>, address: &Mailbox, domain: String) -> Recipient {
     child(job, address, Target::Remote(RemoteTarget { domain }))
 }
 
-fn bytes_of(recipients: &[Recipient]) -> usize {
-    recipients.iter().map(Recipient::encoded_len).sum()
-}
-
 async fn routed(
     job: &mut Job<'_>,
-    mut children: Vec<Recipient>,
+    children: Vec<Recipient>,
     errors_to: Option<Mailbox>,
     rule: &str,
     report: Option<Composed>,
 ) -> Result<Step, Step> {
     let count = children.len();
-    if bytes_of(&children) > CHILDREN_BYTES_MAX {
-        // what the sender calls the group, once for each member: reports go without it rather than the mail
-        for child in &mut children {
-            child.original_recipient.clear();
-        }
-    }
-    if bytes_of(&children) > CHILDREN_BYTES_MAX {
-        return job.hold("group-too-large").await;
-    }
     let (message, recipient) = job.work.key;
-    let command = Command::Routed(Routed {
+    let mut routed = Routed {
         message_id: Bytes::copy_from_slice(&message.to_bytes()),
         recipient,
         children,
@@ -263,28 +250,43 @@ async fn routed(
         errors_to: errors_to.map(|address| address.to_string()),
         reason: rule.to_owned(),
         report: report.as_ref().map(|report| report.accept.clone()),
-    });
-    match job.context.facts.commit(command).await {
+    };
+    let mut answer = route_to(job, &routed).await;
+    if answer == Answer::Void && is_live(job) {
+        // what the sender calls it, once for each member: reports go without it rather than the mail
+        for child in &mut routed.children {
+            child.original_recipient.clear();
+        }
+        answer = route_to(job, &routed).await;
+    }
+    match answer {
         Answer::Changed(_) => {
             job.settled("expanded", &format!("{count} recipients"), None, rule);
             if let Some(report) = report {
                 report.queued(message);
             }
+            Ok(Step::Done)
         }
-        Answer::Void => {
-            // somebody else was first, or it would have too many recipients
-            let key = job.work.key;
-            if job
-                .context
-                .shard
-                .read(|machine| machine.work(key))
-                .is_some()
-            {
-                return job.hold("too-many-recipients").await;
-            }
-        }
+        Answer::Void if is_live(job) => job.hold("group-too-large").await,
+        // somebody else was first
+        Answer::Void => Ok(Step::Done),
     }
-    Ok(Step::Done)
+}
+
+/// Has the children take the place of their recipient; void when somebody else was first, or when they would be too many or too
+/// long for a record.
+async fn route_to(job: &Job<'_>, routed: &Routed) -> Answer {
+    if bytes_of(&routed.children, routed.errors_to.as_deref()) > CHILDREN_BYTES_MAX {
+        return Answer::Void;
+    }
+    let command = Command::Routed(routed.clone());
+    job.context.facts.commit(command).await
+}
+
+fn is_live(job: &Job<'_>) -> bool {
+    let key = job.work.key;
+    let work = job.context.shard.read(|machine| machine.work(key));
+    work.is_some()
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use hikyaku_shard::ambient::SharedAmbient;
 use hikyaku_shard::runtime::Shard;
 use hikyaku_smtp::backend::{Abort, Backend, End, Peer, Phase, Transaction};
 use hikyaku_smtp::command::{MailParameters, RcptParameters};
+use prost::Message as _;
 use tokio::sync::Semaphore;
 
 use crate::accept::{self, Draft};
@@ -26,6 +27,10 @@ use crate::header::ReturnPathFilter;
 use crate::observed::{self, Observed};
 use crate::quota::Quotas;
 use crate::recipient::{self, Accepted};
+
+/// Octets of the recipients of one mail as they go into its record. With the states they come to, what they may be expanded to
+/// and the content, a record that carries the mail on must stay under the log's limit.
+const RECIPIENTS_BYTES_MAX: usize = 320 * 1024;
 
 /// Everything the edge needs; shared by all sessions.
 pub struct Edge {
@@ -126,6 +131,7 @@ impl Backend for EdgeBackend {
                 observed: Observed::new(),
             },
             declared_bytes: mail.size,
+            recipients_bytes: 0,
             paths: Vec::new(),
             filter: ReturnPathFilter::default(),
             body: None,
@@ -178,6 +184,7 @@ pub struct Incoming {
     shard: Shard<QueueMachine>,
     draft: Draft,
     declared_bytes: Option<u64>,
+    recipients_bytes: usize,
     paths: Vec<ForwardPath>,
     filter: ReturnPathFilter,
     body: Option<BodyWriter>,
@@ -204,9 +211,16 @@ impl Incoming {
         }
         accepted.mailbox = None;
         recipient::note(&mut accepted, rcpt);
+        let bytes = self.recipients_bytes + accepted.recipient.encoded_len();
+        if bytes > RECIPIENTS_BYTES_MAX {
+            let reply = Reply::new(452, (4, 5, 3), "too many recipients for one mail");
+            let rejection = Rejection::new(reply, "the recipients' addresses are too long in all");
+            return Err(rejection.of_tenant(&accepted.tenant));
+        }
         if !self.reservation.add_recipient(&accepted) {
             return Err(no_memory().of_tenant(&accepted.tenant));
         }
+        self.recipients_bytes = bytes;
         Ok(accepted)
     }
 

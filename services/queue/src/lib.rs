@@ -44,6 +44,7 @@ pub mod kept;
 pub mod machine;
 pub mod packed;
 pub mod recipient;
+pub mod room;
 pub mod sorted;
 pub mod work;
 

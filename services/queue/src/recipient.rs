@@ -21,6 +21,7 @@ use crate::hash::{Element, element};
 use crate::index::RecipientKey;
 use crate::kept::Fact;
 use crate::packed::{Origin, PackedOrigin};
+use crate::room;
 
 /// Recipients a message can come to have by expansion. What the edge accepted is never refused here.
 pub const RECIPIENTS_MAX: usize = 4096;
@@ -160,6 +161,16 @@ impl Slot {
             errors_to: origin.errors_to,
             delay_reported: before.delay_reported,
         }
+    }
+
+    /// Octets of memory of what never changes about it.
+    pub fn packed_bytes(&self) -> usize {
+        self.origin.len()
+    }
+
+    /// Octets it takes in a record that carries its mail on, without its history.
+    pub fn carried_bytes(&self) -> usize {
+        self.state_as(&self.now()).encoded_len()
     }
 
     /// What of it may change, as it is now.
@@ -559,7 +570,8 @@ impl Message {
 
     /// The first one wins. A hold of the recipient passes on to its children.
     fn routed(&mut self, routed: &Routed) -> u32 {
-        let fits = self.slots.len() + routed.children.len() <= RECIPIENTS_MAX;
+        let fits = self.slots.len() + routed.children.len() <= RECIPIENTS_MAX
+            && room::fits(&self.slots, routed);
         // failures are told by Bounce, which makes their DSN; without children nothing is decided
         if routed.children.is_empty() || !fits {
             return 0;

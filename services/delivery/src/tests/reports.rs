@@ -5,6 +5,7 @@ use std::time::Duration;
 use hikyaku_log::sim::SimFaults;
 use hikyaku_mail::id::MessageId;
 use hikyaku_proto::v1::{Envelope, Recipient};
+use prost::Message as _;
 
 use super::expansion::read;
 use super::site::{Says, Site, expand, forward, group, local, people};
@@ -350,6 +351,41 @@ async fn a_long_name_that_a_sender_gave_a_large_group_does_not_stop_its_mail() {
         .await;
     site.settle().await;
     assert_eq!(site.mailboxes.copies(id), ["a-1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn large_groups_in_one_mail_leave_room_for_carrying_it_on() {
+    let mut entries = people();
+    let mut recipients = Vec::new();
+    for number in 0..5 {
+        let name = format!("all{number}");
+        // elsewhere, so that they stay; 2.3 MB in all with what the sender calls each of them
+        let members: Vec<String> = (0..800)
+            .map(|n| {
+                format!(
+                    "{n}.{}@g{number}.{}.{}.example.org",
+                    "m".repeat(50),
+                    "a".repeat(63),
+                    "b".repeat(63)
+                )
+            })
+            .collect();
+        let members: Vec<&str> = members.iter().map(String::as_str).collect();
+        entries.push(group(&name, &members, ""));
+        let mut recipient = asking(expand(&name), "NEVER");
+        recipient.original_recipient = format!("rfc822;{}", "x".repeat(400));
+        recipients.push(recipient);
+    }
+    let mut site = Site::new(&entries, options());
+    let id = site.accept_envelope(envelope(), recipients, CONTENT).await;
+    site.until("every group is expanded or held", |site| {
+        let members = site.held("no-outbound").len();
+        members > 0 && members / 800 + site.held("group-too-large").len() == 5
+    })
+    .await;
+    let draft = site.node.shard.read(|machine| machine.draft_of(id));
+    let bytes = draft.unwrap().carry.encoded_len();
+    assert!(bytes < (1 << 20) - (128 << 10), "{bytes}");
 }
 
 #[tokio::test(start_paused = true)]

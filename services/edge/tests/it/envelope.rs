@@ -227,3 +227,25 @@ proptest! {
         }
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn recipients_take_no_more_of_the_log_than_a_record_has_room_for() {
+    let site = Site::new();
+    let mut client = site.connect("198.51.100.7:5000").await;
+    client.must("MAIL FROM:<sender@ext.example>", "250 ").await;
+    let orcpt = format!("rfc822;{}@ext.example", "x".repeat(470));
+    let command = format!("RCPT TO:<alice@local.example> ORCPT={orcpt}");
+    let mut taken = 0;
+    let refused = loop {
+        let reply = client.say(&command).await;
+        if !reply.starts_with("250 ") {
+            break reply;
+        }
+        taken += 1;
+    };
+    assert!(refused.starts_with("452 4.5.3 "), "{refused}");
+    assert!((500..700).contains(&taken), "{taken}");
+    let reply = client.content("Subject: x\r\n\r\nbody\r\n").await;
+    assert!(reply.starts_with("250 "), "what was taken is kept: {reply}");
+    assert_eq!(site.accepted()[0].recipients.len(), taken);
+}
