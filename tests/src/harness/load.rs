@@ -23,6 +23,8 @@ pub struct Load {
     pub size: String,
     /// RCPTs of each message.
     pub recipients: usize,
+    /// MAIL FROM, in the load generator's notation; `null` reaches full mailboxes too.
+    pub senders: &'static str,
     /// Stop after so long, done or not.
     pub deadline: Duration,
     /// Everything but attempt ids follows from it.
@@ -36,6 +38,7 @@ impl Default for Load {
             sessions: 16,
             size: "mix".to_owned(),
             recipients: 1,
+            senders: "users",
             deadline: Duration::from_secs(600),
             seed: 1,
         }
@@ -73,6 +76,8 @@ impl Load {
         command.args([
             "--size",
             &self.size,
+            "--senders",
+            self.senders,
             "--recipients-per-message",
             &self.recipients.to_string(),
         ]);

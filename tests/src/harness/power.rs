@@ -240,6 +240,7 @@ fn few_mails(site: &Site, dice: &mut Random) -> Result<(), String> {
         recipients: 2,
         deadline: Duration::from_secs(30),
         seed: dice.bits(),
+        senders: "users",
     };
     let said = load.run(site);
     if said.ok {
