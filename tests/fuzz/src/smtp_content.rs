@@ -182,7 +182,15 @@ fn fields(lines: &[&[u8]]) -> Vec<usize> {
     for line in lines {
         let folded = line.starts_with(b" ") || line.starts_with(b"\t");
         let colon = line.iter().position(|&octet| octet == b':');
-        let name = colon.map(|colon| line[..colon].trim_ascii_end());
+        // RFC 5322 section 4.5.3: blanks may stand before the colon, and no other white space
+        let is_blank = |octet: &u8| matches!(octet, b' ' | b'\t');
+        let name = colon.map(|colon| {
+            let blanks = line[..colon]
+                .iter()
+                .rev()
+                .take_while(|octet| is_blank(octet));
+            &line[..colon - blanks.count()]
+        });
         let is_field = name.is_some_and(|name| name.iter().all(|octet| (33..=126).contains(octet)));
         match fields.last_mut() {
             Some(field) if folded => *field += line.len() + 2,
