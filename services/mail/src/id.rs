@@ -98,8 +98,12 @@ impl FromStr for ShardId {
 
     fn from_str(text: &str) -> Result<ShardId, ParseIdError> {
         const ERROR: ParseIdError = ParseIdError("shard (expected e.g. mbox-0)");
-        let (word, index) = text.rsplit_once('-').ok_or(ERROR)?;
-        let index = index.parse().map_err(|_| ERROR)?;
+        let (word, digits) = text.rsplit_once('-').ok_or(ERROR)?;
+        let index: u16 = digits.parse().map_err(|_| ERROR)?;
+        // one shard has one name: no sign, no zeros in front
+        if index.to_string() != digits {
+            return Err(ERROR);
+        }
         let class = (0..5)
             .filter_map(Class::from_number)
             .find(|class| class.word() == word);
@@ -272,7 +276,9 @@ mod tests {
         let shard = ShardId::new(Class::Mbox, 7);
         assert_eq!(ShardId::from_number(shard.number()), Some(shard));
         assert_eq!("mbox-7".parse(), Ok(shard));
-        assert!("mbox".parse::<ShardId>().is_err());
+        for wrong in ["mbox", "mbox-07", "mbox-+7", "mbox-", "mbox-65536"] {
+            assert!(wrong.parse::<ShardId>().is_err(), "{wrong}");
+        }
         let id = DeliveryId {
             message: MessageId::new(ShardId::new(Class::Incoming, 0), 5, 6),
             recipient: 9,
