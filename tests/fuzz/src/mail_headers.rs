@@ -13,6 +13,12 @@ use crate::memory::bounded;
 
 /// Words of strangers, with 0xff between them.
 pub fn run(data: &[u8]) {
+    // the boundary of a report has its id, of which 64 bits are random: a stranger cannot have written it before
+    let digits = data.iter().filter(|octet| octet.is_ascii_hexdigit());
+    let digits: String = digits.map(|octet| char::from(*octet)).collect();
+    if digits.contains(&id(2).to_string()) {
+        return;
+    }
     let words: Vec<&[u8]> = data.split(|&octet| octet == 0xff).collect();
     let word = |index: usize| words.get(index).copied().unwrap_or_default();
     let text = |index: usize| String::from_utf8_lossy(word(index)).into_owned();
