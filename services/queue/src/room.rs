@@ -6,8 +6,9 @@ use prost::Message as _;
 
 use crate::recipient::Slot;
 
-/// Octets of all recipients of a mail with their states: what a record of 1 MiB has room for beside the largest content in it.
-pub const CARRIED_BYTES_MAX: usize = 864 * 1024;
+/// Octets of all recipients of a mail with their states: what a record of 1 MiB has room for beside 128 KiB of content, and the
+/// same again for what the states grow by when they are held or end.
+pub const CARRIED_BYTES_MAX: usize = 768 * 1024;
 /// Packed, recipients take at least a third of what they take in a record; so less than this needs no closer look.
 const SMALL_BYTES: usize = CARRIED_BYTES_MAX / 4;
 /// Octets of a recipient's state beside the recipient itself.
