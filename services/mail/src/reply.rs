@@ -23,20 +23,35 @@ impl EnhancedStatusCode {
         }
     }
 
-    /// The code written in `text`, e.g. `4.2.2`.
+    /// The code written in `text`, e.g. `4.2.2`. A number with a sign or a leading zero is none (RFC 3463 section 2), so that a
+    /// code has one spelling.
     pub fn parse(text: &str) -> Option<EnhancedStatusCode> {
         let mut parts = text.split('.');
-        let class: u8 = parts.next()?.parse().ok()?;
-        let subject = parts.next()?.parse().ok()?;
-        let detail = parts.next()?.parse().ok()?;
-        let fits =
-            matches!(class, 2 | 4 | 5) && subject < 1000 && detail < 1000 && parts.next().is_none();
-        fits.then_some(EnhancedStatusCode {
+        let class = match parts.next()? {
+            "2" => 2,
+            "4" => 4,
+            "5" => 5,
+            _ => return None,
+        };
+        let subject = sub_code(parts.next()?)?;
+        let detail = sub_code(parts.next()?)?;
+        let ends = parts.next().is_none();
+        ends.then_some(EnhancedStatusCode {
             class,
             subject,
             detail,
         })
     }
+}
+
+/// One to three digits without a leading zero.
+fn sub_code(text: &str) -> Option<u16> {
+    let digits = (1..=3).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+    let leading_zero = text.len() > 1 && text.starts_with('0');
+    if !digits || leading_zero {
+        return None;
+    }
+    text.parse().ok()
 }
 
 impl fmt::Display for EnhancedStatusCode {
@@ -159,7 +174,14 @@ mod tests {
             EnhancedStatusCode::parse("4.2.2"),
             Some(EnhancedStatusCode::new(4, 2, 2))
         );
-        assert_eq!(EnhancedStatusCode::parse("3.1.1"), None);
-        assert_eq!(EnhancedStatusCode::parse("5.1"), None);
+        for none in [
+            "3.1.1", "5.1", "5.1.1.1", "5.07.1", "+5.1.1", "5.+1.1", "5.1.", "5.1.1000",
+        ] {
+            assert_eq!(EnhancedStatusCode::parse(none), None, "{none}");
+        }
+        assert_eq!(
+            EnhancedStatusCode::parse("2.0.999"),
+            Some(EnhancedStatusCode::new(2, 0, 999))
+        );
     }
 }
