@@ -1,7 +1,7 @@
 //! Full mailboxes at RCPT: 452 4.2.2 instead of a mail that waits for days and comes back (RFC 3463 X.2.2).
 //!
-//! Mailbox shards tell which accounts are nearly full (95 % of the quota, or a mail did not fit); this room asks them every
-//! second. For these alone RCPT asks what the account holds now, so a mailbox that was emptied takes mail again at once. It is
+//! Mailbox shards tell which accounts are nearly full (95 % of the quota, a mail did not fit, or it is among those that held most
+//! when the shard began); this room asks them every second. For these alone RCPT asks what the account holds now, so a mailbox that was emptied takes mail again at once. It is
 //! full when it cannot take what `SIZE=` declares, or 4 KiB where nothing is declared. Whatever is not known, not fresh or not answered in time
 //! lets the mail in: then the mailbox decides at delivery. The null reverse-path and the role addresses that must reach
 //! somebody are never refused.
@@ -81,29 +81,25 @@ impl Quotas {
         mailboxes: MailboxRouter,
         shards: impl IntoIterator<Item = u32>,
     ) -> Quotas {
-        let shards: Vec<u32> = shards.into_iter().collect();
         let quotas = Quotas {
             heard: Arc::default(),
             mailboxes: Some(mailboxes.clone()),
         };
-        let (heard, drain) = (quotas.heard.clone(), tasks.draining());
-        tasks.spawn("quotas", async move {
-            loop {
-                tokio::select! {
-                    biased;
-                    () = drain.cancelled() => return,
-                    () = tokio::time::sleep(INTERVAL) => {}
-                }
-                for &shard in &shards {
-                    let asked = Instant::now();
-                    let mut client = mailboxes(shard);
-                    let answer = client.nearly_full(NearlyFullRequest { shard });
-                    if let Ok(Ok(reply)) = timeout(ANSWER_TIMEOUT, answer).await {
-                        remember(&heard, shard, asked, reply.into_inner().accounts);
+        // one task each: a shard that does not answer must not make old what the others say
+        for shard in shards {
+            let (heard, mailboxes) = (quotas.heard.clone(), mailboxes.clone());
+            let drain = tasks.draining();
+            tasks.spawn("quotas", async move {
+                loop {
+                    ask(&heard, &mailboxes, shard).await;
+                    tokio::select! {
+                        biased;
+                        () = drain.cancelled() => return,
+                        () = tokio::time::sleep(INTERVAL) => {}
                     }
                 }
-            }
-        });
+            });
+        }
         quotas
     }
 
@@ -175,6 +171,15 @@ fn is_role(path: &ForwardPath) -> bool {
                 .iter()
                 .any(|role| local_part.eq_ignore_ascii_case(role))
         }
+    }
+}
+
+async fn ask(heard: &Mutex<BTreeMap<u32, Heard>>, mailboxes: &MailboxRouter, shard: u32) {
+    let asked = Instant::now();
+    let mut client = mailboxes(shard);
+    let answer = client.nearly_full(NearlyFullRequest { shard });
+    if let Ok(Ok(reply)) = timeout(ANSWER_TIMEOUT, answer).await {
+        remember(heard, shard, asked, reply.into_inner().accounts);
     }
 }
 

@@ -144,6 +144,8 @@ impl MailboxMachine {
         }
         if let Some(quota_bytes) = command.quota_bytes {
             account.quota_bytes = quota_bytes;
+            self.nearly_full
+                .told(&command.account, account.used_bytes, quota_bytes);
         }
         self.put_account(&command.account, account)?;
         Ok(Answer::Done)
@@ -162,7 +164,8 @@ impl MailboxMachine {
     }
 
     /// The account is not shown any more: what its tenant has is less by it.
-    pub(crate) fn hide(&mut self, account: &mut StoredAccount) -> Result<(), StoreError> {
+    pub(crate) fn hide(&mut self, id: &str, account: &mut StoredAccount) -> Result<(), StoreError> {
+        self.nearly_full.changed(id, 0);
         if account.phase() == Phase::Open {
             let (messages, used_bytes) = (account.messages, account.used_bytes);
             self.charge(&account.tenant, |tenant| {

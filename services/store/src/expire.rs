@@ -129,7 +129,7 @@ impl MailboxMachine {
         let Some(mut account) = self.accounts.get(&self.writer, &key::account(id))? else {
             return Err(StoreError::Corrupt("an account to purge"));
         };
-        self.hide(&mut account)?;
+        self.hide(id, &mut account)?;
         let removed = self.discard(id, keys_max)?;
         if removed < keys_max {
             self.schedule_purge(id, &mut account, None)?;

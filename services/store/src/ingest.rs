@@ -101,7 +101,7 @@ impl MailboxMachine {
         let abandoned_ms = self.shard.log_time_ms.saturating_add(STAGING_MS);
         self.schedule_purge(id, &mut old, Some(abandoned_ms))?;
         if !matches!(old.phase(), Phase::Unspecified | Phase::Gone) {
-            self.hide(&mut old)?;
+            self.hide(id, &mut old)?;
             if self.discard(id, DISCARDED_PER_PIECE)? == DISCARDED_PER_PIECE {
                 self.put_account(id, old)?;
                 return Ok(Answer::Discarding);
@@ -345,6 +345,7 @@ impl MailboxMachine {
         self.schedule_purge(id, &mut account, purge_at_ms)?;
         account.set_phase(Phase::Open);
         let (messages, used_bytes) = (account.messages, account.used_bytes);
+        self.nearly_full.told(id, used_bytes, account.quota_bytes);
         self.charge(&account.tenant, |tenant| {
             tenant.accounts += 1;
             tenant.messages += messages;

@@ -119,6 +119,7 @@ impl MailboxMachine {
             }
             None => StoredShard::default(),
         };
+        let nearly_full = NearlyFull::at_start(&*engine)?;
         Ok(MailboxMachine {
             writer: Writer::new(engine, hash),
             accounts: Heads::new("an account"),
@@ -127,7 +128,7 @@ impl MailboxMachine {
             shard,
             tombstone_due_ms: 0,
             purge_due_ms: 0,
-            nearly_full: NearlyFull::default(),
+            nearly_full,
             applied,
         })
     }

@@ -176,6 +176,48 @@ fn quota_is_judged_when_applied_and_not_remembered() {
 }
 
 #[test]
+fn a_restart_does_not_forget_who_is_full() {
+    fn names(machine: &MailboxMachine) -> Vec<&str> {
+        machine.nearly_full().accounts().collect()
+    }
+    let mut bench = Bench::new();
+    bench.open("alice");
+    bench.open("bob");
+    bench.open("carol");
+    bench.stored("alice", 1);
+    let at = bench.stored("bob", 2);
+    let mut refused = delivery("alice", 3);
+    refused.quota_bytes = 1;
+    assert_eq!(
+        bench.run(Command::Deliver(refused.clone())),
+        Answer::OverQuota
+    );
+    assert_eq!(names(&bench.machine), ["alice"]);
+
+    // the store does not know what the directory allows: whoever holds most is named until a delivery tells
+    bench.machine = MailboxMachine::open(bench.engine.clone()).unwrap();
+    assert_eq!(names(&bench.machine), ["alice", "bob"]);
+    assert_eq!(bench.run(Command::Deliver(refused)), Answer::OverQuota);
+    bench.stored("bob", 4);
+    assert_eq!(names(&bench.machine), ["alice"]);
+
+    // an operator's quota is known at once, and an emptied account is not full
+    bench.run(Command::SetAccount(SetAccount {
+        account: "bob".into(),
+        state: None,
+        quota_bytes: Some(1),
+        purge_at_ms: 0,
+    }));
+    assert_eq!(names(&bench.machine), ["alice", "bob"]);
+    bench.expunge("bob", at, &[1, 2]);
+    let due_ms = bench.now_ms;
+    set_state(&mut bench, "alice", AccountState::Deleted, due_ms);
+    bench.tick();
+    assert_eq!(names(&bench.machine), Vec::<&str>::new());
+    bench.assert_clean();
+}
+
+#[test]
 fn account_states_take_or_refuse_mail() {
     let mut bench = Bench::new();
     bench.open("alice");
