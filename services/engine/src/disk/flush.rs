@@ -97,7 +97,8 @@ impl Store {
         let _flushing = lock(&self.flushing);
         loop {
             let Some(sealed) = lock(&self.state).sealed.front().cloned() else {
-                return Ok(());
+                // a store that failed meanwhile has nothing to flush any more, and flushed nothing
+                return self.check();
             };
             if self.closing.load(Ordering::Acquire) {
                 return Err(EngineError::Failed("the store is closing".to_owned()));
@@ -106,6 +107,8 @@ impl Store {
                 .make_room_in_level0()
                 .and_then(|()| self.flush_one(&sealed));
             if let Err(EngineError::Full) = flushed {
+                // what waits here is tried again, and then the writer may go on; a compaction alone makes nobody wait
+                self.full.store(true, Ordering::Release);
                 self.sweep_while_flushing();
             }
             flushed?;
@@ -164,10 +167,11 @@ impl Store {
             return Err(error);
         }
         let mut state = lock(&self.state);
-        state.sealed.pop_front();
+        // nothing is in the line when the store has failed meanwhile: its bytes are not counted any more
+        let done = state.sealed.pop_front();
         state.durable = sealed.position.clone();
         drop(state);
-        self.pool.removed(sealed.bytes);
+        self.pool.removed(done.map_or(0, |done| done.bytes));
         Ok(())
     }
 
@@ -180,7 +184,6 @@ impl Store {
             || files::current_version(self.dir())
                 .is_ok_and(|id| id == self.tree.current_version().id());
         if no_space && unswitched {
-            self.full.store(true, Ordering::Release);
             return EngineError::Full;
         }
         self.fail(error.to_string())

@@ -192,6 +192,8 @@ impl Store {
                 bytes += added;
             }
             bytes += self.tree.insert(POSITION_KEY, &position[..], sequence).0;
+            // before the state shows them: whoever takes them back sees them counted
+            self.pool.added(bytes);
             let mut state = lock(&self.state);
             state.visible = sequence + 1;
             state.position = position;
@@ -199,8 +201,6 @@ impl Store {
                 state.active_since = self.pool.tick();
             }
             state.active_bytes += bytes;
-            drop(state);
-            self.pool.added(bytes);
             Ok(())
         })
     }
@@ -224,6 +224,10 @@ impl Store {
     }
 
     pub(super) fn stalled(&self) -> bool {
+        if self.failed.get().is_some() {
+            // nothing it waits for will ever come: let the writer go on and hear why
+            return false;
+        }
         let options = &self.pool.options;
         self.full.load(Ordering::Acquire)
             || self.level0_runs() >= options.level0_runs_max
@@ -347,7 +351,7 @@ impl Store {
 
     // ---- failure ----
 
-    fn check(&self) -> Result<(), EngineError> {
+    pub(super) fn check(&self) -> Result<(), EngineError> {
         match self.failed.get() {
             Some(reason) => Err(EngineError::Failed(reason.clone())),
             None => Ok(()),
@@ -356,11 +360,25 @@ impl Store {
 
     /// Declares the store unusable: what memory holds may no longer be what the disk will say.
     pub(super) fn fail(&self, reason: String) -> EngineError {
+        let mut is_first = false;
         let reason = self.failed.get_or_init(|| {
             tracing::error!(dir = %self.dir.display(), reason, "store failed");
+            is_first = true;
             reason
         });
+        if is_first {
+            self.leave_budget();
+        }
         EngineError::Failed(reason.clone())
+    }
+
+    /// What a failed store holds is never flushed: the writers of other shards must not wait for that.
+    fn leave_budget(&self) {
+        let mut state = lock(&self.state);
+        let sealed: u64 = state.sealed.drain(..).map(|sealed| sealed.bytes).sum();
+        let bytes = sealed + std::mem::take(&mut state.active_bytes);
+        drop(state);
+        self.pool.removed(bytes);
     }
 
     /// Runs `work` unless the store has failed; a panic in it fails the store.

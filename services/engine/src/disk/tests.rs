@@ -400,6 +400,44 @@ fn a_blobs_directory_that_cannot_be_synced_stops_the_flush() {
 }
 
 #[test]
+fn a_failed_store_makes_no_writer_wait() {
+    let disk = Disk::new(Options {
+        memtable_bytes_max: 64 << 10,
+        ..Options::default()
+    });
+    disk.shared.shutdown();
+    let (failing, healthy) = (disk.open("a"), disk.open("b"));
+    commit(&failing, vec![put(b"b", &body(1, 256 << 10))], 1);
+    assert!(failing.stalled() && healthy.stalled());
+    std::fs::remove_dir_all(disk.path("a").join(files::BLOBS)).unwrap();
+    assert!(matches!(failing.flush(), Err(EngineError::Failed(_))));
+    // its own writer is to hear of it, and what it holds will never be flushed: the others must not wait for that
+    assert!(!failing.stalled() && !healthy.stalled());
+    assert_eq!(failing.unflushed_bytes(), 0);
+    drop(failing);
+    commit(&healthy, vec![put(b"b", &body(1, 128 << 10))], 1);
+    assert!(healthy.stalled());
+    healthy.flush().unwrap();
+    assert!(!healthy.stalled());
+}
+
+#[test]
+fn no_space_before_a_failure_makes_no_writer_wait_either() {
+    let disk = Disk::new(Options::default());
+    disk.shared.shutdown();
+    let engine = disk.open("a");
+    commit(&engine, vec![put(b"b", &body(1, 64 << 10))], 1);
+    fill(disk.path("a").join(files::BLOBS).join("0"));
+    assert!(matches!(engine.flush(), Err(EngineError::Full)));
+    assert!(engine.stalled());
+    std::fs::remove_dir_all(disk.path("a").join(files::BLOBS)).unwrap();
+    assert!(matches!(engine.flush(), Err(EngineError::Failed(_))));
+    assert!(!engine.stalled());
+    let written = engine.write(vec![put(b"c", b"1")]);
+    assert!(matches!(written, Err(EngineError::Failed(_))));
+}
+
+#[test]
 fn bit_rot_is_an_error_not_a_wrong_value() {
     let disk = Disk::new(Options::default());
     let engine = disk.open("a");
@@ -490,6 +528,8 @@ fn no_space_for_a_compaction_loses_nothing_and_passes() {
     );
     fill(blobs.join("8"));
     assert!(matches!(engine.collect_garbage(), Err(EngineError::Full)));
+    // nothing waits for a flush, so no flush would ever tell a waiting writer that there is room again
+    assert!(!engine.stalled());
     assert!(!blobs.join("8").is_symlink());
     assert_eq!(std::fs::read_dir(&tables).unwrap().count(), 1);
     assert!(engine.get(b"b").unwrap().unwrap() == body(7, 64 << 10));
