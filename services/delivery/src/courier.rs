@@ -239,7 +239,7 @@ async fn not_now(
 async fn disabled(job: &mut Job<'_>, local: &LocalTarget) -> Result<Step, Step> {
     let address: Option<Mailbox> = job.work.recipient.address.parse().ok();
     if let Some(address) = address
-        && let Ok(resolution) = job.resolve(&address).await
+        && let Ok(Ok(resolution)) = job.ask(&address).await
     {
         let same = matches!(&resolution.decision,
             Decision::Local { account, .. } if account.id.as_str() == local.account);

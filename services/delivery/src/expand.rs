@@ -127,9 +127,9 @@ async fn disabled(job: &mut Job<'_>) -> Result<Step, Step> {
 async fn children(job: &mut Job<'_>, addresses: &[Mailbox], seen: &[String]) -> Vec<Recipient> {
     let mut children = Vec::with_capacity(addresses.len());
     for address in addresses {
-        let decision = match job.resolve(address).await {
-            Ok(resolution) => Some(resolution.decision),
-            Err(_) => None,
+        let decision = match job.ask(address).await {
+            Ok(Ok(resolution)) => Some(resolution.decision),
+            Ok(Err(_)) | Err(_) => None,
         };
         children.push(match decision {
             Some(Decision::Local {

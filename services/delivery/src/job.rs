@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hikyaku_blob::Blobs;
-use hikyaku_directory::{Directory, Resolution};
+use hikyaku_directory::{Directory, Resolution, Unavailable};
 use hikyaku_mail::maillog;
 use hikyaku_mail::path::Mailbox;
 use hikyaku_mail::reply::Reply;
@@ -13,7 +13,7 @@ use hikyaku_proto::v1::home_client::HomeClient;
 use hikyaku_proto::v1::mailbox_client::MailboxClient;
 use hikyaku_proto::v1::outcome::Result as Attempt;
 use hikyaku_proto::v1::recipient::Target;
-use hikyaku_proto::v1::{Body, Held, Record};
+use hikyaku_proto::v1::{Body, Deferred, Held, Record, Status};
 use hikyaku_queue::bodies::body_in;
 use hikyaku_queue::machine::{Answer, QueueMachine};
 use hikyaku_queue::work::Work;
@@ -31,6 +31,8 @@ use crate::{courier, expand};
 
 /// Waiting for the directory, Home or the log to answer.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Times that the wait for an entry that somebody has to mend doubles: 40 minutes as the schedule is delivered.
+const DOUBT_DOUBLINGS_MAX: u32 = 3;
 
 /// A client for the node that serves a mailbox shard.
 pub type MailboxRouter = Arc<dyn Fn(u32) -> MailboxClient<Transport> + Send + Sync>;
@@ -187,18 +189,46 @@ impl Job<'_> {
         }
     }
 
-    /// What the directory says about `address`.
+    /// What the directory says about `address`. Without it nothing can be done for this recipient: if the address is in doubt
+    /// there, it alone waits, by the schedule, and does not expire; for a directory that does not answer, its lane does.
     pub async fn resolve(&mut self, address: &Mailbox) -> Result<Resolution, Step> {
+        match self.ask(address).await? {
+            Ok(resolution) => Ok(resolution),
+            Err(doubt) => Err(self.in_doubt(&doubt).await),
+        }
+    }
+
+    /// What the directory says about `address`, or that it is in doubt there.
+    pub async fn ask(
+        &mut self,
+        address: &Mailbox,
+    ) -> Result<Result<Resolution, Unavailable>, Step> {
         let asked = self.context.directory.resolve(address);
         let failed = |reason: String| Step::Failed(LaneKey::Directory, reason);
-        match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
-            Ok(Ok(resolution)) => {
-                self.answered.push(LaneKey::Directory);
-                Ok(resolution)
+        let answer = match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
+            Ok(Err(unavailable)) if !unavailable.is_doubt() => {
+                return Err(failed(unavailable.reason));
             }
-            Ok(Err(unavailable)) => Err(failed(unavailable.reason)),
-            Err(_) => Err(failed("timeout".into())),
-        }
+            Ok(answer) => answer,
+            Err(_) => return Err(failed("timeout".into())),
+        };
+        self.answered.push(LaneKey::Directory);
+        Ok(answer)
+    }
+
+    async fn in_doubt(&self, doubt: &Unavailable) -> Step {
+        let attempts = self.work.attempts.min(DOUBT_DOUBLINGS_MAX);
+        let random = self.context.shard.ambient().random();
+        let schedule = self.context.options.schedule;
+        let due_ms = self.context.now_ms() + schedule.delay_ms(attempts, random);
+        let reply = doubt.reply();
+        let deferred = Deferred {
+            status: Some(Status::from(&reply)),
+            due_ms,
+        };
+        self.record(Attempt::Deferred(deferred)).await;
+        self.attempted("directory", &reply, &doubt.reason, due_ms);
+        Step::Done
     }
 
     /// The content, from memory or from the log.

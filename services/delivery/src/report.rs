@@ -107,18 +107,9 @@ pub async fn compose(job: &mut Job<'_>, event: Event<'_>) -> Result<Option<Compo
     let Some(to) = addressee(&job.work, event.action) else {
         return Ok(None);
     };
-    let resolution = job.resolve(&to).await?;
-    let tenant = match &resolution.tenant {
-        Some(tenant) => tenant.to_string(),
-        None => job.work.tenant.clone(),
-    };
-    let Some(target) = target(&to, resolution.decision) else {
+    let Some((tenant, target)) = destination(job, &to, event.action).await? else {
         return Ok(None);
     };
-    // nothing sends mail out yet: strangers who ask to hear that all is well must not fill the queue with what an operator holds
-    if event.action != Action::Failed && matches!(target, Target::Remote(_)) {
-        return Ok(None);
-    }
     let returned = returned(job, event.action).await;
     let ambient = job.context.shard.ambient();
     let now_ms = ambient.now_ms();
@@ -243,6 +234,34 @@ fn told_of<'a>(work: &'a Work, event: &'a Event<'_>, now_ms: u64) -> Vec<dsn::Re
         .iter()
         .map(|(address, recipient)| tell(address, &recipient.original_recipient));
     own.into_iter().chain(others).collect()
+}
+
+/// Whose a report to this address is, and where it goes; `None` when it goes nowhere.
+async fn destination(
+    job: &mut Job<'_>,
+    to: &Mailbox,
+    action: Action,
+) -> Result<Option<(String, Target)>, Step> {
+    let is_failure = action == Action::Failed;
+    let tenant = job.work.tenant.clone();
+    let resolution = match job.ask(to).await? {
+        Ok(resolution) => resolution,
+        Err(doubt) => {
+            // what it tells of does not wait until somebody mends the entry; the report does
+            let queue_id = job.work.key.0;
+            tracing::warn!(%queue_id, reason = doubt.reason, "the address to report to is in doubt");
+            let later = Target::Expand(ExpandTarget::default());
+            return Ok(is_failure.then_some((tenant, later)));
+        }
+    };
+    let tenant = match &resolution.tenant {
+        Some(tenant) => tenant.to_string(),
+        None => tenant,
+    };
+    let target = target(to, resolution.decision);
+    // nothing sends mail out yet: strangers who ask to hear that all is well must not fill the queue with what an operator holds
+    let wanted = target.filter(|target| is_failure || !matches!(target, Target::Remote(_)));
+    Ok(wanted.map(|target| (tenant, target)))
 }
 
 fn target(to: &Mailbox, decision: Decision) -> Option<Target> {

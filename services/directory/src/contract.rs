@@ -38,7 +38,7 @@ fn mailbox(text: &str) -> Mailbox {
 async fn resolve(directory: &dyn Directory, address: &str) -> Resolution {
     match directory.resolve(&mailbox(address)).await {
         Ok(resolution) => resolution,
-        Err(Unavailable { reason }) => panic!("{address}: {reason}"),
+        Err(Unavailable { reason, .. }) => panic!("{address}: {reason}"),
     }
 }
 
@@ -246,6 +246,7 @@ async fn doubt_is_never_no(directory: &dyn Directory) {
             !unavailable.reason.is_empty(),
             "{address}: the log learns why"
         );
+        assert!(unavailable.is_doubt(), "{address} alone is in doubt");
         assert_eq!(
             unavailable.reply().to_string(),
             "451 4.4.3 directory is unavailable, try again later"

@@ -205,7 +205,7 @@ pub struct Account {
     pub mbox: Arc<str>,
     /// Its first address, as written in the directory.
     pub address: Mailbox,
-    /// The entry's quota in octets; 0 is unlimited, `None` leaves it to the site.
+    /// The entry's quota in octets, else the site's; 0 is unlimited, `None` if neither says.
     pub quota_bytes: Option<u64>,
     /// What it may do.
     pub state: AccountState,
@@ -243,14 +243,30 @@ impl AccountState {
 pub struct Unavailable {
     /// For the log, never for the peer.
     pub reason: String,
+    in_doubt: bool,
 }
 
 impl Unavailable {
-    /// Unavailable because of `reason`.
+    /// Nobody answers, because of `reason`.
     pub fn new(reason: impl Into<String>) -> Unavailable {
         Unavailable {
             reason: reason.into(),
+            in_doubt: false,
         }
+    }
+
+    /// The directory answers, but what was asked about is in doubt there, because of `reason`.
+    pub fn doubt(reason: impl Into<String>) -> Unavailable {
+        Unavailable {
+            reason: reason.into(),
+            in_doubt: true,
+        }
+    }
+
+    /// Whether this concerns only what was asked about: an entry that is broken, an address that several claim. Whoever waits for
+    /// the directory waits for no such answer, since only somebody who mends the entry changes it.
+    pub fn is_doubt(&self) -> bool {
+        self.in_doubt
     }
 
     /// What the peer reads at RCPT.

@@ -129,14 +129,22 @@ impl Table {
         self.len() == 0
     }
 
-    /// How many usable entries of this table have no usable successor in `next` under their canonical address.
+    /// How many usable entries of this table have no usable successor in `next` under their canonical address. One with another
+    /// id is none: its user would find an empty mailbox.
     pub fn lost_in(&self, next: &Table) -> usize {
         let is_lost = |&index: &u32| {
-            let Some(address) = self.entry(index).and_then(|entry| entry.address.as_ref()) else {
+            let Some(entry) = self.entry(index) else {
+                return false;
+            };
+            let Some(address) = &entry.address else {
                 return false;
             };
             match next.addresses.get(address_key(address).as_str()) {
-                Some(&Owner::Entry(successor)) => next.broken.contains_key(&successor),
+                Some(&Owner::Entry(successor)) => {
+                    let id = next.entry(successor).and_then(|next| next.id.as_ref());
+                    next.broken.contains_key(&successor)
+                        || (entry.id.is_some() && entry.id.as_ref() != id)
+                }
                 Some(Owner::InDoubt) | None => true,
             }
         };
@@ -151,7 +159,7 @@ impl Table {
         let owner = self.owner(address);
         let tenant = match (owner, self.domains.get(address.domain())) {
             (Some(Owner::InDoubt), _) => {
-                return Err(Unavailable::new(
+                return Err(Unavailable::doubt(
                     "this address is in doubt, see hikyaku check",
                 ));
             }
@@ -165,7 +173,7 @@ impl Table {
                 });
             }
             (None, Some(DomainOwner::InDoubt)) => {
-                return Err(Unavailable::new("the entry of this domain is broken"));
+                return Err(Unavailable::doubt("the entry of this domain is broken"));
             }
             (None, Some(&DomainOwner::Tenant(tenant))) => self.tenant_name(tenant)?,
         };
@@ -203,7 +211,7 @@ impl Table {
             .binary_search_by(|index| id_of(index).cmp(&Some(id)))
         {
             Ok(found) => self.account_of(self.by_id.get(found).copied().unwrap_or(u32::MAX)),
-            Err(_) if self.ids_in_doubt => Err(Unavailable::new(
+            Err(_) if self.ids_in_doubt => Err(Unavailable::doubt(
                 "an entry has lost its id, perhaps this one",
             )),
             Err(_) => Ok(None),
@@ -225,7 +233,7 @@ impl Table {
             (Some(Owner::Entry(one)), Some(Owner::Entry(other))) if one == other => one,
             (None, None) => return Ok(self.decoy()),
             _ => {
-                return Err(Unavailable::new(
+                return Err(Unavailable::doubt(
                     "this login is in doubt, see hikyaku check",
                 ));
             }
@@ -261,17 +269,17 @@ impl Table {
     fn usable(&self, index: u32) -> Result<&Entry, Unavailable> {
         if let Some(why) = self.broken.get(&index) {
             let dn = self.entry(index).map_or("", |entry| &entry.dn);
-            return Err(Unavailable::new(format!("broken entry {dn}: {why}")));
+            return Err(Unavailable::doubt(format!("broken entry {dn}: {why}")));
         }
         self.entry(index)
-            .ok_or_else(|| Unavailable::new("no such entry"))
+            .ok_or_else(|| Unavailable::doubt("no such entry"))
     }
 
     fn tenant_name(&self, tenant: u32) -> Result<Arc<str>, Unavailable> {
         let found = self
             .tenants
             .get(tenant as usize)
-            .ok_or_else(|| Unavailable::new("no such tenant"))?;
+            .ok_or_else(|| Unavailable::doubt("no such tenant"))?;
         Ok(Arc::clone(&found.name))
     }
 
@@ -369,7 +377,7 @@ impl Table {
     fn local(&self, entry: &Entry, mbox: u32, address: &Mailbox) -> Result<Decision, Unavailable> {
         let account = self
             .build_account(entry, mbox)?
-            .ok_or_else(|| Unavailable::new("a mailbox without entryUUID"))?;
+            .ok_or_else(|| Unavailable::doubt("a mailbox without entryUUID"))?;
         Ok(Decision::Local {
             account,
             delivered_to: address.clone(),
@@ -383,13 +391,14 @@ impl Table {
         let mbox = self
             .mboxes
             .get(mbox as usize)
-            .ok_or_else(|| Unavailable::new("no such mbox"))?;
+            .ok_or_else(|| Unavailable::doubt("no such mbox"))?;
+        let site_quota = Some(self.settings.quota_bytes_default).filter(|&octets| octets > 0);
         Ok(Some(Account {
             id: id.clone(),
             tenant: self.tenant_name(entry.tenant)?,
             mbox: Arc::clone(mbox),
             address: address.clone(),
-            quota_bytes: entry.quota_bytes,
+            quota_bytes: entry.quota_bytes.or(site_quota),
             state: entry.state,
         }))
     }

@@ -412,7 +412,7 @@ impl Visit {
                 return Err(Refused::Wrong);
             }
             Ok(Err(LoginError::Disabled)) => return Err(Refused::Closed),
-            Ok(Err(LoginError::Unavailable(Unavailable { reason }))) => {
+            Ok(Err(LoginError::Unavailable(Unavailable { reason, .. }))) => {
                 return Err(Refused::Unavailable(reason));
             }
             Err(_) => {

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use hikyaku_proto::v1::operate::Order;
 use hikyaku_proto::v1::recipient_state::State;
-use hikyaku_proto::v1::{QueueListRequest, QueueOperateRequest};
+use hikyaku_proto::v1::{QueueListRequest, QueueOperateRequest, Recipient};
 
-use super::site::{Says, Site, local, people, user};
+use super::site::{Says, Site, expand, forward, local, people, user};
 use crate::leader::DeliveryOptions;
 use crate::schedule::Schedule;
 
@@ -315,4 +315,93 @@ async fn draining_finishes_what_is_under_way_and_starts_nothing() {
         .map(|m| m.message_id.to_vec())
         .collect();
     assert_eq!(ids, [late.to_bytes().to_vec()]);
+}
+
+/// Two entries that claim one address: nobody knows whose it is.
+fn in_doubt() -> Vec<String> {
+    let mut entries = people();
+    for number in 1..3 {
+        let entry = user("twin", &format!("t-{number}"), "mbox1");
+        entries.push(entry.replace("uid=twin,", &format!("uid=twin{number},")));
+    }
+    entries
+}
+
+fn known() -> Vec<String> {
+    let mut entries = people();
+    entries.push(user("twin", "t-1", "mbox1"));
+    entries
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_in_doubt_holds_up_nobody_else_and_expires_nothing() {
+    let mut entries = in_doubt();
+    entries.push(forward("info", "carol@example.jp"));
+    let mut site = Site::new(&entries, hasty());
+    let mut doubtful = Vec::new();
+    for _ in 0..40 {
+        doubtful.push(site.accept("bob@example.jp", vec![expand("twin")]).await);
+    }
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    for _ in 0..20 {
+        let began = tokio::time::Instant::now();
+        site.accept("bob@example.jp", vec![expand("info")]).await;
+        site.node.shard.barrier().await.unwrap();
+        site.until("carol has hers", |site| site.live() == 40).await;
+        assert!(
+            began.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            began.elapsed()
+        );
+        tokio::time::sleep(Duration::from_secs(7)).await;
+    }
+    tokio::time::sleep(Duration::from_secs(7200)).await;
+    assert_eq!(site.live(), 40);
+    assert_eq!(site.records().get("bounce"), None);
+    assert!(site.node.control.alarms().is_empty());
+    let message = site.node.control.show(doubtful[0]).message.unwrap();
+    let last = message.recipients[0].history.last().unwrap();
+    assert_eq!(last.status.as_ref().unwrap().enhanced, "4.4.3");
+    let mut entries = known();
+    entries.push(forward("info", "carol@example.jp"));
+    site.reload(&entries);
+    site.settle().await;
+    for id in doubtful {
+        assert_eq!(site.mailboxes.copies(id), ["t-1"]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sender_in_doubt_holds_up_no_outcome() {
+    let mut site = Site::new(&in_doubt(), hasty());
+    site.mailboxes
+        .state()
+        .always
+        .insert("c-1".into(), Says::OverQuota);
+    let asking = |mut recipient: Recipient| {
+        recipient.notify = "SUCCESS,FAILURE".into();
+        vec![recipient]
+    };
+    let recipients = asking(local("alice", "a-1", "mbox1"));
+    let id = site.accept("twin@example.jp", recipients).await;
+    // nobody knows whom to tell of success
+    site.settle().await;
+    assert_eq!(site.mailboxes.copies(id), ["a-1"]);
+    let carol = local("carol", "c-1", "mbox2");
+    site.accept("twin@example.jp", asking(carol)).await;
+    site.accept("twin@example.jp", asking(expand("nobody")))
+        .await;
+    tokio::time::sleep(Duration::from_secs(7200)).await;
+    // both have failed, and what says so waits
+    assert_eq!(site.records().get("bounce"), Some(&2));
+    assert_eq!(site.records().get("routed"), None);
+    assert_eq!(site.live(), 2);
+    site.reload(&known());
+    site.settle().await;
+    let state = site.mailboxes.state();
+    let told = state
+        .stored
+        .values()
+        .filter(|(account, _)| account == "t-1");
+    assert_eq!(told.count(), 2);
 }
