@@ -1,25 +1,14 @@
-//! The options of the command line, and what they become.
+//! The options of the command line.
 
-use std::path::{Path, PathBuf};
+mod meaning;
+
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use clap::{Args, Parser, Subcommand};
-use loadtest::drain::DrainOptions;
-use loadtest::loopback;
-use loadtest::machine::Storage;
-use loadtest::net::{Endpoint, Protection, Tls};
-use loadtest::report::Setting;
-use loadtest::run::{Recipients, RunOptions, Senders};
-use loadtest::saturation::Rates;
-use loadtest::server::{Metrics, Server};
+use loadtest::saturation::{Counts, Rates};
 use loadtest::size::SizeMix;
-use loadtest::users::{self, User};
-use loadtest::verify::VerifyOptions;
-use loadtest::watched::Watching;
-
-/// SMTP sessions that fill maildrops before they are drained.
-const FILL_SESSIONS: usize = 20;
 
 /// Sends mail by SMTP, keeps a ledger, and proves by POP3 that every acknowledged message is there exactly once.
 /// Talks to loopback addresses only.
@@ -36,7 +25,7 @@ pub(crate) enum Command {
     Run(Box<RunArgs>),
     /// Hold all maildrops against a ledger.
     Verify(VerifyArgs),
-    /// Offer rising rates in open loops, and draw what becomes of them.
+    /// Offer rising rates in open loops, use rising numbers of sessions in closed ones, and draw what comes of it.
     Sweep(Box<SweepArgs>),
     /// Retrieve and delete mails, and measure it.
     Pop3Drain(Box<DrainArgs>),
@@ -55,8 +44,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "PER_SECOND")]
     pub(crate) rate: Option<f64>,
     /// Stop sending after so many seconds.
-    #[arg(long, value_name = "SECONDS")]
-    pub(crate) deadline: Option<f64>,
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) deadline: Option<Duration>,
     /// Append to this ledger (default: a temporary one, removed when it balances).
     #[arg(long)]
     pub(crate) ledger: Option<PathBuf>,
@@ -94,6 +83,12 @@ pub(crate) struct LoadArgs {
     /// RCPTs of each message.
     #[arg(long, default_value_t = 1)]
     recipients_per_message: usize,
+    /// One user after the other gets a message, so that all get equally many (default: random ones).
+    #[arg(long)]
+    in_turn: bool,
+    /// Quit after so many messages and connect again, with a full handshake under TLS (default: sessions are kept).
+    #[arg(long, value_name = "MESSAGES")]
+    per_connection: Option<u64>,
     /// Go on when connections break or messages are deferred.
     #[arg(long)]
     reconnect_on_error: bool,
@@ -156,11 +151,14 @@ pub(crate) struct SweepArgs {
     #[command(flatten)]
     pub(crate) load: LoadArgs,
     /// Messages per second: `500,1000`, and `500-8000/5` for five from 500 to 8000, evenly by their ratio.
+    #[arg(long, value_name = "LIST", required_unless_present = "session_counts")]
+    pub(crate) rates: Option<Rates>,
+    /// Closed loops of so many sessions, in the same notation: `1-64/7`.
     #[arg(long, value_name = "LIST")]
-    pub(crate) rates: Rates,
-    /// For how long each rate is offered.
-    #[arg(long, value_name = "SECONDS", default_value_t = 10.0)]
-    pub(crate) step: f64,
+    pub(crate) session_counts: Option<Counts>,
+    /// For how long each rate is offered, and each number of sessions kept busy.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "10")]
+    pub(crate) step: Duration,
     /// Draw the sweep into this file.
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
@@ -200,64 +198,12 @@ pub(crate) struct DrainArgs {
     #[arg(long, default_value = "10K", requires = "fill")]
     size: SizeMix,
     /// Longest wait, in seconds, for mails to be readable, and for the server to be idle.
-    #[arg(long, default_value_t = 60.0, value_name = "SECONDS")]
-    wait: f64,
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "60")]
+    wait: Duration,
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
     pub(crate) output: Output,
-}
-
-impl DrainArgs {
-    pub(crate) fn options(&self) -> anyhow::Result<DrainOptions> {
-        let mut users = users::read(&self.users)?;
-        ensure!(
-            (1..=users.len()).contains(&self.logins),
-            "there are {} users to log in",
-            users.len()
-        );
-        users.truncate(self.logins);
-        let watching = self.server.watching(seconds(self.wait)?)?;
-        ensure!(
-            watching.sample_syncs.is_none() && watching.server.metrics.is_none(),
-            "syncs are not counted here"
-        );
-        Ok(DrainOptions {
-            pop3: self.pop3.required()?,
-            users,
-            mails: self.mails,
-            sessions: self.sessions,
-            pipelining: !self.no_pipelining,
-            timeout: self.output.timeout()?,
-            server: watching.server,
-            idle: watching.idle,
-            wait: watching.wait,
-            setting: self.server.setting()?,
-            progress: !self.output.quiet,
-        })
-    }
-
-    /// The load that fills the maildrops, if one is asked for.
-    pub(crate) fn fill(
-        &self,
-        drain: &DrainOptions,
-        ledger: &Path,
-    ) -> anyhow::Result<Option<RunOptions>> {
-        let Some(smtp) = &self.fill else {
-            return Ok(None);
-        };
-        let users = drain.users.clone();
-        let size = self.size.clone();
-        Ok(Some(RunOptions {
-            messages: (self.logins * self.mails) as u64,
-            sessions: FILL_SESSIONS,
-            recipients: Recipients::InTurn,
-            reconnect_on_error: true,
-            timeout: drain.timeout,
-            progress: drain.progress,
-            ..RunOptions::new(loopback(smtp)?, users, size, ledger.to_owned())
-        }))
-    }
 }
 
 /// How maildrops are read.
@@ -267,11 +213,11 @@ pub(crate) struct Reading {
     #[arg(long)]
     delete: bool,
     /// Longest wait, in seconds, for the last acknowledged message to appear, and for the server to be idle.
-    #[arg(long, default_value_t = 60.0, value_name = "SECONDS")]
-    wait: f64,
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "60")]
+    pub(crate) wait: Duration,
     /// Wait so long for a copy too many before the last pass.
-    #[arg(long, default_value_t = 0.5, value_name = "SECONDS")]
-    settle: f64,
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "0.5")]
+    settle: Duration,
     /// Maildrops read at once.
     #[arg(long, default_value_t = 4)]
     pop3_sessions: usize,
@@ -297,19 +243,19 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "URL")]
     metrics: Option<String>,
     /// Afterwards, send so many seconds more with strace attached to the server, and count its syncs.
-    #[arg(long, value_name = "SECONDS")]
-    sample_syncs: Option<f64>,
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    sample_syncs: Option<Duration>,
     /// The server has done its work when it did nothing for so long.
-    #[arg(long, value_name = "SECONDS", default_value_t = 1.0)]
-    idle: f64,
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "1")]
+    idle: Duration,
 }
 
 /// What is shown and written.
 #[derive(Debug, Args)]
 pub(crate) struct Output {
     /// Longest wait for one reply.
-    #[arg(long, default_value_t = 70.0, value_name = "SECONDS")]
-    timeout: f64,
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "70")]
+    timeout: Duration,
     /// No progress on stderr.
     #[arg(long)]
     pub(crate) quiet: bool,
@@ -337,156 +283,9 @@ pub(crate) struct UsersArgs {
     pub(crate) users: PathBuf,
 }
 
-impl LoadArgs {
-    /// The load that these options describe: a closed loop of no message, to be completed.
-    pub(crate) fn options(
-        &self,
-        tls: &TlsArgs,
-        output: &Output,
-        setting: Setting,
-        ledger: &Path,
-        seed: u64,
-    ) -> anyhow::Result<RunOptions> {
-        let protection = match (self.smtps, self.starttls) {
-            (true, _) => Protection::Implicit(tls.tls()?),
-            (_, true) => Protection::Upgrade(tls.tls()?),
-            _ => Protection::None,
-        };
-        Ok(RunOptions {
-            smtp: Endpoint {
-                address: loopback(&self.smtp)?,
-                protection,
-            },
-            users: users::read(&self.users)?,
-            messages: 0,
-            mix: self.size.clone(),
-            sessions: self.sessions,
-            rate: None,
-            recipients: Recipients::Random,
-            recipients_per_message: self.recipients_per_message,
-            reconnect_on_error: self.reconnect_on_error,
-            deadline: None,
-            ledger: ledger.to_owned(),
-            seed,
-            senders: match self.senders.as_str() {
-                "users" => Senders::Users,
-                "null" => Senders::Null,
-                address => Senders::Fixed(address.to_owned()),
-            },
-            timeout: output.timeout()?,
-            setting,
-            progress: !output.quiet,
-        })
-    }
-
-    /// The seed given, or one from the operating system.
-    pub(crate) fn seed(&self) -> anyhow::Result<u64> {
-        match self.seed {
-            Some(seed) => Ok(seed),
-            None => getrandom::u64().map_err(|e| anyhow::anyhow!("no randomness: {e}")),
-        }
-    }
-}
-
-impl TlsArgs {
-    fn tls(&self) -> anyhow::Result<Tls> {
-        ensure!(
-            self.tls_ca.is_some() || self.tls_insecure,
-            "TLS needs --tls-ca FILE, or --tls-insecure to take any certificate"
-        );
-        Tls::new(&self.tls_name, self.tls_ca.as_deref())
-    }
-}
-
-impl Pop3Args {
-    /// The listener, if one is given.
-    pub(crate) fn endpoint(&self) -> anyhow::Result<Option<Endpoint>> {
-        let (address, protection) = match (&self.pop3, &self.pop3s) {
-            (Some(address), _) if self.stls => (address, Protection::Upgrade(self.tls.tls()?)),
-            (Some(address), _) => (address, Protection::None),
-            (_, Some(address)) => (address, Protection::Implicit(self.tls.tls()?)),
-            (None, None) => return Ok(None),
-        };
-        Ok(Some(Endpoint {
-            address: loopback(address)?,
-            protection,
-        }))
-    }
-
-    /// The listener, where there must be one.
-    pub(crate) fn required(&self) -> anyhow::Result<Endpoint> {
-        self.endpoint()?.context("--pop3 or --pop3s is needed")
-    }
-}
-
-impl Reading {
-    pub(crate) fn options(
-        &self,
-        ledger: PathBuf,
-        users: Vec<User>,
-        pop3: Endpoint,
-        output: &Output,
-    ) -> anyhow::Result<VerifyOptions> {
-        Ok(VerifyOptions {
-            ledger,
-            users,
-            pop3,
-            wait: self.wait()?,
-            settle: seconds(self.settle)?,
-            delete: self.delete,
-            sessions: self.pop3_sessions,
-            timeout: output.timeout()?,
-            progress: !output.quiet,
-        })
-    }
-
-    pub(crate) fn wait(&self) -> anyhow::Result<Duration> {
-        seconds(self.wait)
-    }
-}
-
-impl ServerArgs {
-    pub(crate) fn setting(&self) -> anyhow::Result<Setting> {
-        Ok(Setting {
-            durability: self.durability.clone(),
-            storage: self.data_dir.as_deref().map(Storage::under).transpose()?,
-        })
-    }
-
-    /// Whom to watch. Refuses processes that are not there.
-    pub(crate) fn watching(&self, wait: Duration) -> anyhow::Result<Watching> {
-        let watching = Watching {
-            server: Server {
-                pids: self.server_pid.clone(),
-                cgroups: self.server_cgroup.clone(),
-                metrics: self.metrics.as_deref().map(Metrics::parse).transpose()?,
-                storage: self.setting()?.storage,
-            },
-            idle: seconds(self.idle)?,
-            wait,
-            sample_syncs: self.sample_syncs.map(seconds).transpose()?,
-        };
-        watching.check()?;
-        Ok(watching)
-    }
-}
-
-impl Output {
-    pub(crate) fn timeout(&self) -> anyhow::Result<Duration> {
-        seconds(self.timeout)
-    }
-
-    /// Writes the report as JSON, if asked to.
-    pub(crate) fn write(&self, report: &impl serde::Serialize) -> anyhow::Result<()> {
-        let Some(path) = &self.json else {
-            return Ok(());
-        };
-        let text = serde_json::to_string_pretty(report)? + "\n";
-        std::fs::write(path, text).with_context(|| format!("{}", path.display()))
-    }
-}
-
-pub(crate) fn seconds(number: f64) -> anyhow::Result<Duration> {
+/// So many seconds, if they are a time to wait.
+fn seconds(text: &str) -> anyhow::Result<Duration> {
+    let number: f64 = text.parse().context("not a number of seconds")?;
     ensure!(
         (0.0..=1e6).contains(&number),
         "{number} seconds are not a time to wait"

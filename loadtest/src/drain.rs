@@ -13,17 +13,17 @@ use anyhow::{Context, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::histogram::{Histogram, Percentiles};
+use crate::load::run;
 use crate::machine::{Machine, own_seconds};
-use crate::maildrops::parallel;
+use crate::maildrops::{VerifyOptions, parallel};
 use crate::net::Endpoint;
 use crate::pop3::{Listed, Maildrop};
 use crate::progress::Progress;
 use crate::readable::wait_readable;
 use crate::report::{Generator, Setting};
-use crate::run::{RunOptions, SESSIONS_MAX, Watch, run};
+use crate::run::{RunOptions, SESSIONS_MAX, Watch};
 use crate::server::Server;
 use crate::users::User;
-use crate::verify::VerifyOptions;
 
 /// The most offences listed; all are counted.
 const FAULTS_MAX: usize = 20;
@@ -158,6 +158,7 @@ pub fn drain(options: &DrainOptions) -> anyhow::Result<DrainReport> {
     );
     ensure!(options.mails > 0, "no mails to retrieve");
     options.server.check()?;
+    options.server.check_listens(options.pop3.address)?;
     let mut report = DrainReport {
         logins: options.users.len(),
         mails_per_login: options.mails,
@@ -224,7 +225,13 @@ pub fn drain(options: &DrainOptions) -> anyhow::Result<DrainReport> {
     report.seconds = seconds;
     report.generator.cpu_s = own;
     all.fill(&mut report);
-    report.rates(before.cpu_s.zip(after.cpu_s).map(|(from, to)| to - from));
+    report.rates(
+        before
+            .cpu_s
+            .zip(after.cpu_s)
+            .map(|(from, to)| to - from)
+            .filter(|s| *s >= 0.0),
+    );
     Ok(report)
 }
 

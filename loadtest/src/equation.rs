@@ -50,6 +50,39 @@ pub fn judge(class: Class, copies: u32, dsns: u32) -> Verdict {
     }
 }
 
+/// How many (attempt, recipient) pairs ended in each class.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Classes {
+    /// Acknowledged.
+    pub ack: u64,
+    /// Refused.
+    pub nak: u64,
+    /// Unknown.
+    pub unk: u64,
+    /// Nothing decided.
+    pub none: u64,
+}
+
+impl Classes {
+    /// Counts one pair.
+    pub fn count(&mut self, class: Class) {
+        match class {
+            Class::Ack => self.ack += 1,
+            Class::Nak => self.nak += 1,
+            Class::Unk => self.unk += 1,
+            Class::None => self.none += 1,
+        }
+    }
+
+    /// Adds another session's counts.
+    pub fn merge(&mut self, other: Classes) {
+        self.ack += other.ack;
+        self.nak += other.nak;
+        self.unk += other.unk;
+        self.none += other.none;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{Class, Verdict, judge};

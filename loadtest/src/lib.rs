@@ -10,23 +10,24 @@
 //! * [`users`]: who may send and read; makes a directory for tests
 //! * [`size`]: how big messages are
 //! * `schedule`: which message is next, and when it is due
+//! * `letter`: what that message is like
 //! * [`message`]: headers and body from an attempt id; dot-stuffing
 //! * [`net`]: a connection, in the clear or under TLS
 //! * [`smtp`]: one client session, which knows exactly how far a transaction came
 //! * [`ledger`]: what was tried and what the server said, on disk
-//! * [`run`], `load`: many sessions, closed or open loop
+//! * [`run`], [`load`]: many sessions, closed or open loop
 //! * [`pop3`]: reads a maildrop
 //! * [`inspect`]: what a retrieved mail is: a copy, a DSN, or something nobody sent
 //! * [`equation`]: how many copies each outcome allows
-//! * [`verify`], `maildrops`: reads all mailboxes until the equation holds or time is up, and judges
+//! * [`maildrops`], [`verify`]: reads all mailboxes until the equation holds or time is up, and judges
 //!
 //! # What a run makes of it
-//! * [`server`], `strace`: what the server's processes take
+//! * [`server`], `listener`, `strace`: what the server's processes take
 //! * [`machine`]: what it was measured on
 //! * [`watched`]: load, with the server watched until it is idle again
 //! * [`readable`]: the same, then wait until all can be read, and verify
 //! * [`drain`]: retrieve and delete, by POP3
-//! * [`saturation`], `plot`: one open loop after the other at rising rates, and a picture of it
+//! * [`saturation`], `plot`, `axis`: one loop after the other at rising rates and with more sessions, and a picture of it
 //! * [`report`], `tally`, [`histogram`]: figures, with the conditions they were taken under
 // outside the system under test: the machine's own clock is the one that counts
 #![allow(clippy::disallowed_methods)]
@@ -36,14 +37,17 @@ use std::net::{SocketAddr, ToSocketAddrs};
 
 use anyhow::{Context, bail};
 
+mod axis;
 pub mod drain;
 pub mod equation;
 pub mod histogram;
 pub mod inspect;
 pub mod ledger;
-mod load;
+mod letter;
+mod listener;
+pub mod load;
 pub mod machine;
-mod maildrops;
+pub mod maildrops;
 pub mod message;
 pub mod net;
 mod plot;

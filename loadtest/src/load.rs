@@ -1,21 +1,22 @@
-//! The sessions of a run: each takes the next message, sends it when it is due, and writes down what was said.
+//! Runs the load: each session takes the next message, sends it when it is due, and writes down what was said.
 //!
 //! Every attempt goes through the ledger. With `reconnect_on_error` a broken session is opened again and its message
 //! replaced by a new attempt, until enough are acknowledged or the deadline has come.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
 use crate::equation::Class;
-use crate::ledger::{AttemptId, Event, Writer, classify};
-use crate::machine::Machine;
-use crate::message::{self, Draft};
+use crate::ledger::{Event, Writer, classify};
+use crate::letter::{Letter, Paper};
+use crate::machine::{Machine, own_seconds};
+use crate::progress::Progress;
 use crate::random::Random;
-use crate::report::Conditions;
-use crate::run::{Recipients, RunOptions, Senders, Watch};
+use crate::report::{Conditions, RunReport};
+use crate::run::{RunOptions, Senders, Watch};
 use crate::schedule::{Job, Schedule};
 use crate::smtp::{Reply, Session, Transaction};
 use crate::tally::Tally;
@@ -29,8 +30,42 @@ const LEAD: Duration = Duration::from_micros(200);
 /// A session thread's stack.
 const STACK: usize = 1 << 20;
 
+/// Runs the load to its end.
+pub fn run(options: &RunOptions, watch: &Arc<Watch>) -> anyhow::Result<RunReport> {
+    options.check()?;
+    let mut machine = Machine::here();
+    let own = own_seconds();
+    let load = Load::new(options, watch)?;
+    let bar = Progress {
+        what: "acknowledged",
+        total: options.messages,
+    };
+    let count = |number: &AtomicU64| number.load(Ordering::Relaxed);
+    let now = || {
+        let remark = format!(
+            "{} attempts, {} connections",
+            count(&watch.attempts),
+            count(&watch.connections)
+        );
+        (count(&watch.acknowledged), remark)
+    };
+    let all = bar.during(options.progress, now, || load.run())?;
+    machine.ended();
+    let mut report = RunReport {
+        conditions: load.conditions(machine, all.users_refused),
+        seed: options.seed,
+        messages: options.messages,
+        attempts: count(&watch.attempts),
+        acknowledged: count(&watch.acknowledged),
+        connections: count(&watch.connections),
+        ..RunReport::default()
+    };
+    all.fill(&mut report, load.began(), own_seconds() - own);
+    Ok(report)
+}
+
 /// A run under way.
-pub(crate) struct Load<'a> {
+struct Load<'a> {
     options: &'a RunOptions,
     watch: &'a Watch,
     ledger: Writer,
@@ -39,6 +74,8 @@ pub(crate) struct Load<'a> {
     accepted: Vec<AtomicBool>,
     /// Whether all sessions so far pipelined.
     pipelining: AtomicBool,
+    /// What the first session under TLS agreed on with the server.
+    agreed: OnceLock<String>,
 }
 
 /// What one session works with.
@@ -46,18 +83,9 @@ pub(crate) struct Load<'a> {
 struct Hand {
     tally: Tally,
     open: Option<Session>,
-    pause: Duration,
-    content: Vec<u8>,
-    wire: Vec<u8>,
-}
-
-/// One message, ready to be sent from [`Hand::wire`].
-struct Letter<'a> {
-    id: AttemptId,
-    reverse_path: &'a str,
-    rcpts: Vec<usize>,
-    hash: String,
-    size: u64,
+    /// Messages that the open session has carried.
+    carried: u64,
+    paper: Paper,
 }
 
 /// What is to become of the message after one attempt.
@@ -68,8 +96,16 @@ enum Next {
     Again,
 }
 
+/// How a message ended.
+enum End {
+    Acknowledged(Instant),
+    Unanswered,
+    /// For another session to send.
+    GivenBack,
+}
+
 impl<'a> Load<'a> {
-    pub(crate) fn new(options: &'a RunOptions, watch: &'a Watch) -> anyhow::Result<Load<'a>> {
+    fn new(options: &'a RunOptions, watch: &'a Watch) -> anyhow::Result<Load<'a>> {
         Ok(Load {
             options,
             watch,
@@ -81,19 +117,22 @@ impl<'a> Load<'a> {
                 .map(|_| AtomicBool::new(false))
                 .collect(),
             pipelining: AtomicBool::new(true),
+            agreed: OnceLock::new(),
         })
     }
 
     /// Sends everything.
-    pub(crate) fn run(&self) -> anyhow::Result<Tally> {
+    fn run(&self) -> anyhow::Result<Tally> {
         let mut all = self.sessions()?;
-        self.count_unserved(&mut all)?;
+        let ended = Instant::now();
+        self.leave_the_rest(&mut all, ended)?;
+        all.end(ended);
         self.ledger.sync()?;
         Ok(all)
     }
 
     /// When the first message was, or was due, to be sent.
-    pub(crate) fn began(&self) -> Instant {
+    fn began(&self) -> Instant {
         *self.watch.began.get_or_init(Instant::now)
     }
 
@@ -103,9 +142,12 @@ impl<'a> Load<'a> {
             .map(|_| Hand::default())
             .collect();
         if self.options.rate.is_some() {
-            // The schedule does not wait, so the connections stand before it begins.
+            // The schedule does not wait, so the connections stand before it begins; unless connecting is part of what
+            // is measured.
             for hand in &mut hands {
-                self.connect(hand);
+                if self.options.messages_per_connection.is_none() {
+                    self.connect(hand);
+                }
             }
             let lead = LEAD.saturating_mul(u32::try_from(hands.len()).unwrap_or(u32::MAX));
             self.watch.began.get_or_init(|| Instant::now() + lead);
@@ -154,13 +196,13 @@ impl<'a> Load<'a> {
         let picked = Instant::now();
         let due = job.due.map(|since| self.began() + since);
         let mut random = Random::new(self.options.seed ^ Random::new(job.number).bits());
-        let mut letter = self.compose(job.number, &mut random, hand)?;
+        let letter = hand.paper.write(self.options, job.number, &mut random)?;
         let composing = picked.elapsed();
         match due {
             // A free session composes ahead and waits: only its own lateness is between due and sent.
             Some(due) if due > picked => {
                 if !self.sleep_until(due) {
-                    hand.tally.unserved(due);
+                    hand.tally.unanswered.push(due);
                     return Ok(false);
                 }
                 hand.tally.lag.record(due.elapsed());
@@ -172,40 +214,66 @@ impl<'a> Load<'a> {
             None => hand.tally.own += composing,
         }
         let busy_from = due.map_or(picked, |due| due.max(picked));
-        hand.pause = PAUSE.0;
-        let go_on = loop {
+        let (end, go_on) = self.deliver(job, letter, &mut random, hand)?;
+        hand.tally.busy += busy_from.elapsed();
+        match (due, end) {
+            (Some(due), End::Acknowledged(at)) => hand.tally.due.record(at - due),
+            // Whatever the reason: a server that refuses quickly is not quick.
+            (Some(due), End::Unanswered) => hand.tally.unanswered.push(due),
+            (Some(_), End::GivenBack) | (None, _) => {}
+        }
+        Ok(go_on)
+    }
+
+    /// Attempts one message until it is done with. Also says whether the session is to go on.
+    fn deliver<'l>(
+        &'l self,
+        job: Job,
+        mut letter: Letter<'l>,
+        random: &mut Random,
+        hand: &mut Hand,
+    ) -> anyhow::Result<(End, bool)> {
+        let persistent = self.options.reconnect_on_error;
+        let mut pause = PAUSE.0;
+        loop {
             if hand.open.is_none() && !self.connect(hand) {
-                if !self.options.reconnect_on_error {
+                if !persistent {
                     self.give_back(job);
-                    break false;
+                    return Ok((End::GivenBack, false));
                 }
             } else {
                 let (next, broken) = self.attempt(&letter, hand)?;
+                let at = Instant::now();
                 if broken {
                     hand.open = None;
                 }
-                if next == Next::Acknowledged
-                    && let Some(due) = due
-                {
-                    hand.tally.due.record(due.elapsed());
+                self.part(hand);
+                if next == Next::Acknowledged {
+                    return Ok((End::Acknowledged(at), !broken || persistent));
                 }
-                if next != Next::Again || !self.options.reconnect_on_error {
-                    break !broken || self.options.reconnect_on_error;
+                if next == Next::Refused || !persistent {
+                    return Ok((End::Unanswered, !broken || persistent));
                 }
                 // what was tried under one id is never sent again under it
-                letter = self.compose(job.number, &mut random, hand)?;
+                letter = hand.paper.write(self.options, job.number, random)?;
             }
-            std::thread::sleep(hand.pause);
-            hand.pause = (hand.pause * 2).min(PAUSE.1);
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(PAUSE.1);
             if self.is_over() {
-                if let Some(due) = due {
-                    hand.tally.unserved(due);
-                }
-                break false;
+                return Ok((End::Unanswered, false));
             }
-        };
-        hand.tally.busy += busy_from.elapsed();
-        Ok(go_on)
+        }
+    }
+
+    /// Ends a session that has carried as many messages as one is to carry.
+    fn part(&self, hand: &mut Hand) {
+        hand.carried += 1;
+        let most = self.options.messages_per_connection;
+        if most.is_some_and(|most| hand.carried >= most)
+            && let Some(session) = hand.open.take()
+        {
+            session.quit();
+        }
     }
 
     fn connect(&self, hand: &mut Hand) -> bool {
@@ -215,7 +283,11 @@ impl<'a> Load<'a> {
                 if !session.pipelines() {
                     self.pipelining.store(false, Ordering::Relaxed);
                 }
+                if let Some(agreed) = session.agreed() {
+                    self.agreed.get_or_init(|| agreed);
+                }
                 hand.open = Some(session);
+                hand.carried = 0;
                 true
             }
             Err(error) => {
@@ -223,39 +295,6 @@ impl<'a> Load<'a> {
                 false
             }
         }
-    }
-
-    /// Draws a message and writes it into the hand's buffers.
-    fn compose(
-        &self,
-        number: u64,
-        random: &mut Random,
-        hand: &mut Hand,
-    ) -> anyhow::Result<Letter<'_>> {
-        let id = AttemptId::random()?;
-        let users = &self.options.users;
-        let reverse_path = match &self.options.senders {
-            Senders::Null => "",
-            Senders::Fixed(address) => address,
-            Senders::Users => &users[random.below(users.len())].address,
-        };
-        let rcpts = self.recipients(number, random);
-        let draft = Draft {
-            id,
-            size: self.options.mix.pick(random),
-            reverse_path,
-            rcpt: rcpts.first().map_or("", |at| &users[*at].address),
-            at_ms: crate::now_ms(),
-        };
-        message::compose(&draft, &mut hand.content);
-        message::stuff(&hand.content, &mut hand.wire);
-        Ok(Letter {
-            id,
-            reverse_path,
-            rcpts,
-            hash: blake3::hash(&hand.content).to_hex().to_string(),
-            size: hand.content.len() as u64,
-        })
     }
 
     /// One transaction, to the outcome in the ledger. Also says whether the session broke.
@@ -292,7 +331,8 @@ impl<'a> Load<'a> {
             })
         };
         self.watch.attempts.fetch_add(1, Ordering::Relaxed);
-        let done = session.transact(letter.reverse_path, &addresses, &hand.wire, attempted)?;
+        let done =
+            session.transact(letter.reverse_path, &addresses, &hand.paper.wire, attempted)?;
         if !written.get() {
             attempted(&done.rcpt_replies)?;
         }
@@ -353,25 +393,6 @@ impl<'a> Load<'a> {
         }
     }
 
-    /// Different users; any pair can meet.
-    fn recipients(&self, number: u64, random: &mut Random) -> Vec<usize> {
-        let users = self.options.users.len();
-        let wanted = self.options.recipients_per_message;
-        if self.options.recipients == Recipients::InTurn {
-            let first = usize::try_from(number % users as u64).unwrap_or(0) * wanted;
-            return (first..first + wanted).map(|at| at % users).collect();
-        }
-        let mut chosen: Vec<usize> = Vec::with_capacity(wanted);
-        while chosen.len() < wanted {
-            let mut at = random.below(users);
-            while chosen.contains(&at) {
-                at = (at + 1) % users;
-            }
-            chosen.push(at);
-        }
-        chosen
-    }
-
     fn is_over(&self) -> bool {
         let deadline = self.options.deadline;
         deadline.is_some_and(|d| self.began().elapsed() >= d)
@@ -406,9 +427,8 @@ impl<'a> Load<'a> {
         }
     }
 
-    /// What was due and nobody got to has waited until now: left out, it would be the stall that nobody sees.
-    fn count_unserved(&self, all: &mut Tally) -> anyhow::Result<()> {
-        let ended = Instant::now();
+    /// What was due and nobody got to has waited until the end: left out, it would be the stall that nobody sees.
+    fn leave_the_rest(&self, all: &mut Tally, ended: Instant) -> anyhow::Result<()> {
         let mut schedule = self
             .schedule
             .lock()
@@ -418,13 +438,13 @@ impl<'a> Load<'a> {
             if due >= ended {
                 break;
             }
-            all.unserved(due);
+            all.unanswered.push(due);
         }
         Ok(())
     }
 
     /// What the figures were taken under.
-    pub(crate) fn conditions(&self, machine: Machine, users_refused: u64) -> Conditions {
+    fn conditions(&self, machine: Machine, users_refused: u64) -> Conditions {
         let options = self.options;
         Conditions {
             size_mix: options.mix.to_string(),
@@ -442,7 +462,11 @@ impl<'a> Load<'a> {
                 Senders::Null => "null".to_owned(),
                 Senders::Fixed(address) => address.clone(),
             },
-            tls: options.smtp.protection.to_string(),
+            tls: match self.agreed.get() {
+                Some(agreed) => format!("{}, {agreed}", options.smtp.protection),
+                None => options.smtp.protection.to_string(),
+            },
+            messages_per_connection: options.messages_per_connection,
             pipelining: self.pipelining.load(Ordering::Relaxed),
             rate: options.rate,
             machine,

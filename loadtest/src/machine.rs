@@ -73,7 +73,8 @@ fn load_average() -> f64 {
         .unwrap_or(0.0)
 }
 
-/// CPU-seconds that all cores together have spent on work since the machine started, interrupts included.
+/// CPU-seconds that all cores together have spent on work since the machine started, interrupts included, and what the
+/// hypervisor kept from them meanwhile (steal).
 pub(crate) fn busy_seconds() -> Option<f64> {
     let text = std::fs::read_to_string("/proc/stat").ok()?;
     let ticks: Vec<u64> = text
@@ -83,11 +84,11 @@ pub(crate) fn busy_seconds() -> Option<f64> {
         .skip(1)
         .map_while(|word| word.parse().ok())
         .collect();
-    // user, nice, system, idle, iowait, irq, softirq
-    let [user, nice, system, _, _, irq, softirq, ..] = ticks[..] else {
+    // user, nice, system, idle, iowait, irq, softirq, steal
+    let [user, nice, system, _, _, irq, softirq, steal, ..] = ticks[..] else {
         return None;
     };
-    Some((user + nice + system + irq + softirq) as f64 / TICKS_PER_SECOND)
+    Some((user + nice + system + irq + softirq + steal) as f64 / TICKS_PER_SECOND)
 }
 
 /// CPU-seconds of this process so far.

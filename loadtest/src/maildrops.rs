@@ -2,6 +2,7 @@
 //! is new. Also empties them when all is proved.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,15 +11,38 @@ use anyhow::ensure;
 
 use crate::inspect::{Inspector, Mail};
 use crate::ledger::{Book, Event, Writer};
+use crate::net::Endpoint;
 use crate::pop3::Maildrop;
 use crate::progress::Progress;
 use crate::users::User;
-use crate::verify::{Kind, VerifyOptions, VerifyReport};
 
 /// Between two passes over maildrops that lack something.
 pub(crate) const PASS_EVERY: Duration = Duration::from_millis(100);
 /// How often a deletion is tried again.
 const DELETE_TRIES: usize = 5;
+
+/// Whose maildrops are read, and for what.
+#[derive(Debug, Clone)]
+pub struct VerifyOptions {
+    /// The ledger of all that was ever sent to these users.
+    pub ledger: PathBuf,
+    /// Whose maildrops are read.
+    pub users: Vec<User>,
+    /// The server; loopback.
+    pub pop3: Endpoint,
+    /// Longest wait for the last acknowledged message.
+    pub wait: Duration,
+    /// How long to wait for a copy too many, once nothing is missing.
+    pub settle: Duration,
+    /// Delete what was read, if the equation holds.
+    pub delete: bool,
+    /// How many maildrops are read at once.
+    pub sessions: usize,
+    /// Longest wait for one answer.
+    pub timeout: Duration,
+    /// Show progress on stderr.
+    pub progress: bool,
+}
 
 /// What is known about one maildrop.
 #[derive(Debug, Default)]
@@ -134,8 +158,9 @@ impl<'a> Sweep<'a> {
         Ok(())
     }
 
-    /// Empties the maildrops of what was read, and notes it in the ledger so that it can never come back unseen.
-    pub(crate) fn delete(&self, report: &mut VerifyReport) -> anyhow::Result<()> {
+    /// Empties the maildrops of what was read, and notes it in the ledger so that it can never come back unseen. How
+    /// many mails were deleted of each user, or why they would not go.
+    pub(crate) fn delete(&self) -> anyhow::Result<Vec<anyhow::Result<u64>>> {
         let all: Vec<usize> = (0..self.options.users.len()).collect();
         let ledger = Writer::open(&self.options.ledger, 0)?;
         let outcomes = parallel(self.options.sessions, &all, |place| {
@@ -175,13 +200,7 @@ impl<'a> Sweep<'a> {
             anyhow::Ok(seen.mails.len() as u64)
         });
         ledger.sync()?;
-        for (outcome, user) in outcomes.into_iter().zip(&self.options.users) {
-            match outcome {
-                Ok(count) => report.deleted += count,
-                Err(error) => report.offend(Kind::Uidl, None, &user.address, format!("{error:#}")),
-            }
-        }
-        Ok(())
+        Ok(outcomes)
     }
 
     /// Deletes until a new login shows that it is so. A QUIT whose answer was lost may have done its work.

@@ -14,6 +14,7 @@ use anyhow::{Context, ensure};
 use args::{Cli, Command, DrainArgs, RunArgs, SweepArgs, UsersArgs, VerifyArgs};
 use clap::Parser;
 use loadtest::run::Watch;
+use loadtest::saturation::Steps;
 use loadtest::watched::{run_watched, sample_syncs};
 use loadtest::{drain, readable, saturation, users, verify};
 
@@ -47,14 +48,14 @@ fn command_run(args: &RunArgs) -> anyhow::Result<bool> {
     )?;
     options.messages = args.messages;
     options.rate = args.rate;
-    options.deadline = args.deadline.map(args::seconds).transpose()?;
-    let watching = args.server.watching(args.reading.wait()?)?;
+    options.deadline = args.deadline;
+    let watching = args.server.watching(args.reading.wait)?;
     let watch = Arc::new(Watch::default());
     let report = match args.pop3.endpoint()? {
         Some(pop3) => {
             let users = options.users.clone();
             let path = ledger.path.clone();
-            let reading = args.reading.options(path, users, pop3, &args.output)?;
+            let reading = args.reading.options(path, users, pop3, &args.output);
             readable::run_and_verify(&options, &watch, &watching, &reading)?
         }
         None => {
@@ -75,7 +76,7 @@ fn command_verify(args: &VerifyArgs) -> anyhow::Result<bool> {
         users::read(&args.users)?,
         args.pop3.required()?,
         &args.output,
-    )?;
+    );
     let report = verify::verify(&options)?;
     print!("{report}");
     args.output.write(&report)?;
@@ -89,7 +90,7 @@ fn command_sweep(args: &SweepArgs) -> anyhow::Result<bool> {
     let load = args
         .load
         .options(&args.pop3.tls, &args.output, setting, &ledger.path, seed)?;
-    let watching = args.server.watching(args.reading.wait()?)?;
+    let watching = args.server.watching(args.reading.wait)?;
     ensure!(
         watching.sample_syncs.is_none(),
         "a sweep does not sample syncs: use `run`"
@@ -97,12 +98,16 @@ fn command_sweep(args: &SweepArgs) -> anyhow::Result<bool> {
     let reading = match args.pop3.endpoint()? {
         Some(pop3) => {
             let (path, users) = (ledger.path.clone(), load.users.clone());
-            Some(args.reading.options(path, users, pop3, &args.output)?)
+            Some(args.reading.options(path, users, pop3, &args.output))
         }
         None => None,
     };
-    let step = args::seconds(args.step)?;
-    let report = saturation::sweep(&load, &args.rates, step, &watching, reading.as_ref())?;
+    let steps = Steps {
+        session_counts: args.session_counts.clone().unwrap_or_default(),
+        rates: args.rates.clone().unwrap_or_default(),
+        each: args.step,
+    };
+    let report = saturation::sweep(&load, &steps, &watching, reading.as_ref())?;
     print!("{report}");
     ledger.settle(report.succeeded())?;
     args.output.write(&report)?;

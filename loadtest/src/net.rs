@@ -1,7 +1,7 @@
 //! A blocking connection to the server under test, in the clear or under TLS.
 //!
-//! Every TLS connection is a full handshake: a generator that resumed its sessions would measure less than strangers
-//! cost. Certificates are verified against the roots of a file, or not at all when asked so, and the report says which.
+//! Every TLS connection is a full handshake, no session is resumed: a generator that did so would measure less than
+//! strangers cost. How many messages share a handshake is the load's choice. Certificates are verified against the roots of a file, or not at all when asked so, and the report says which.
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -47,7 +47,10 @@ impl Tls {
                 }
                 ensure!(!store.is_empty(), "no {}", naming());
                 let config = builder.with_root_certificates(store).with_no_client_auth();
-                (config, format!("verified by {} as {name}", path.display()))
+                (
+                    config,
+                    format!("verified by {} as {name}; no resumption", path.display()),
+                )
             }
             None => {
                 let anything = Arc::new(Anything(provider));
@@ -55,7 +58,7 @@ impl Tls {
                     .dangerous()
                     .with_custom_certificate_verifier(anything)
                     .with_no_client_auth();
-                (config, "certificate not verified".to_owned())
+                (config, "certificate not verified; no resumption".to_owned())
             }
         };
         config.resumption = Resumption::disabled();
@@ -163,6 +166,20 @@ impl Stream {
             session.complete_io(&mut tcp).context("TLS handshake")?;
         }
         Ok(Stream::Secure(Box::new(StreamOwned::new(session, tcp))))
+    }
+
+    /// The protocol, cipher suite and key exchange that were agreed on, if it is under TLS.
+    pub(crate) fn agreed(&self) -> Option<String> {
+        let Stream::Secure(stream) = self else {
+            return None;
+        };
+        let session = &stream.conn;
+        let suite = session.negotiated_cipher_suite()?.suite();
+        let exchange = session.negotiated_key_exchange_group()?.name();
+        Some(format!(
+            "{:?} {suite:?} {exchange:?}",
+            session.protocol_version()?
+        ))
     }
 
     /// Writes all of it. When this returns, the kernel has the last byte; after an error it does not.

@@ -1,29 +1,66 @@
-//! The picture of a saturation sweep, as SVG: accepted against offered rate above, latency against offered rate below.
+//! The picture of a sweep, as SVG: what was accepted above, latencies below; a column for each kind of loop, all on the
+//! same scales.
 
 use std::fmt::Write as _;
 
-/// The whole picture.
-const SIZE: (f64, f64) = (860.0, 800.0);
-/// Left and right edge of both panels.
-const X: (f64, f64) = (90.0, 830.0);
-/// Top and bottom of the panel of rates.
-const RATES: (f64, f64) = (130.0, 410.0);
-/// Top and bottom of the panel of latencies.
-const LATENCIES: (f64, f64) = (460.0, 720.0);
-/// About how many marks an axis has.
-const MARKS: f64 = 8.0;
-/// The widest line of notes, in characters.
-const NOTE_MAX: usize = 130;
+use crate::axis::{Axis, number};
+
+/// The left edge of the first column, and of each further one from the right edge of the one before.
+const BEFORE: f64 = 84.0;
+/// Right of the last column.
+const AFTER: f64 = 30.0;
+/// The width of one column alone, and of each of several.
+const WIDTH: (f64, f64) = (740.0, 430.0);
+/// Top and bottom of the panels of rates.
+const RATES: (f64, f64) = (136.0, 400.0);
+/// Top and bottom of the panels of latencies.
+const LATENCIES: (f64, f64) = (456.0, 700.0);
+const HEIGHT: f64 = 770.0;
+/// The first line of notes, and from one to the next.
+const NOTES: (f64, f64) = (52.0, 15.0);
+/// The most lines of notes.
+const NOTES_MAX: usize = 4;
+/// About how wide a character of the notes is.
+const NOTE_CHARACTER: f64 = 5.9;
 
 const ACCEPTED: &str = "#1f5fa8";
 const P50: &str = "#2e8b57";
 const P99: &str = "#c0392b";
+const OFFERED: &str = "#999";
+const SMALL: &str = "font-size=\"11\" fill=\"#555\"";
 
-/// One offered rate.
+/// What is drawn.
+pub(crate) struct Picture {
+    pub(crate) title: String,
+    /// Under which conditions it was found.
+    pub(crate) notes: Vec<String>,
+    /// At least one of them has dots.
+    pub(crate) columns: Vec<Column>,
+}
+
+/// One kind of loop.
+pub(crate) struct Column {
+    pub(crate) heading: String,
+    /// What the dots are at.
+    pub(crate) across: Across,
+    /// In rising order.
+    pub(crate) dots: Vec<Dot>,
+}
+
+/// What grows from left to right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Across {
+    /// Messages due per second in an open loop; latencies count from due.
+    Offered,
+    /// Sessions of a closed loop; latencies count from DATA.
+    Sessions,
+}
+
+/// One step of a sweep.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Dot {
-    /// Messages per second.
-    pub(crate) offered: f64,
+    /// Messages per second offered, or sessions.
+    pub(crate) at: f64,
     /// Messages per second.
     pub(crate) accepted: f64,
     pub(crate) p50_ms: f64,
@@ -32,215 +69,192 @@ pub(crate) struct Dot {
     pub(crate) sound: bool,
 }
 
-/// A scale: from values to places on the paper.
-#[derive(Clone, Copy)]
-struct Axis {
-    values: (f64, f64),
-    paper: (f64, f64),
-    logarithmic: bool,
-}
-
-impl Axis {
-    fn place(&self, value: f64) -> f64 {
-        let scale = |v: f64| {
-            if self.logarithmic {
-                v.max(1e-9).log10()
-            } else {
-                v
-            }
-        };
-        let (low, high) = (scale(self.values.0), scale(self.values.1));
-        let share = (scale(value) - low) / (high - low);
-        self.paper.0 + share * (self.paper.1 - self.paper.0)
-    }
-
-    fn marks(&self) -> Vec<f64> {
-        let (low, high) = self.values;
-        if self.logarithmic {
-            let decades = low.log10().round() as i32..=high.log10().round() as i32;
-            return decades.map(|d| 10f64.powi(d)).collect();
+impl Across {
+    fn axis(self) -> &'static str {
+        match self {
+            Across::Offered => "offered, messages/s (Poisson arrivals)",
+            Across::Sessions => "sessions (logarithmic)",
         }
-        let step = round_up((high - low) / MARKS);
-        (0..)
-            .map(|n| low + f64::from(n) * step)
-            .take_while(|value| *value <= high * 1.0001)
-            .collect()
+    }
+
+    fn latency(self) -> &'static str {
+        match self {
+            Across::Offered => "due to 250, ms (logarithmic)",
+            Across::Sessions => "DATA to 250, ms (logarithmic)",
+        }
+    }
+
+    fn words(self, dot: &Dot) -> String {
+        let at = number(dot.at);
+        let what = match self {
+            Across::Offered => format!("{at}/s offered"),
+            Across::Sessions => format!("{at} sessions"),
+        };
+        format!(
+            "{what}: {:.0}/s accepted, p50 {:.1} ms, p99 {:.1} ms",
+            dot.accepted, dot.p50_ms, dot.p99_ms
+        )
     }
 }
 
-/// The next of 1, 2, 2.5, 5 times a power of ten.
-fn round_up(value: f64) -> f64 {
-    let power = 10f64.powf(value.max(1e-9).log10().floor());
-    [1.0, 2.0, 2.5, 5.0, 10.0]
-        .into_iter()
-        .map(|factor| factor * power)
-        .find(|step| *step >= value * 0.9999)
-        .unwrap_or(10.0 * power)
-}
-
-/// Draws the sweep. `title` and `notes` stand above; nothing is drawn for no dots.
-pub(crate) fn draw(title: &str, notes: &[String], dots: &[Dot]) -> String {
-    let (width, height) = SIZE;
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" \
-         font-family=\"sans-serif\" font-size=\"13\" fill=\"#222\">\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n"
-    );
-    text(
-        &mut svg,
-        (X.0, 30.0),
-        "start",
-        "font-size=\"18\" font-weight=\"bold\"",
-        title,
-    );
-    for (line, note) in wrapped(notes).iter().take(4).enumerate() {
-        let y = 50.0 + 15.0 * line as f64;
-        text(
-            &mut svg,
-            (X.0, y),
-            "start",
-            "font-size=\"11\" fill=\"#555\"",
-            note,
+impl Picture {
+    /// Draws it.
+    pub(crate) fn svg(&self) -> String {
+        let count = self.columns.len();
+        let each = if count > 1 { WIDTH.1 } else { WIDTH.0 };
+        let width = count as f64 * (BEFORE + each) + AFTER;
+        let mut svg = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {HEIGHT}\" width=\"{width}\" height=\"{HEIGHT}\" \
+             font-family=\"sans-serif\" font-size=\"13\" fill=\"#222\">\n<rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>\n"
         );
+        let title = "font-size=\"18\" font-weight=\"bold\"";
+        text(&mut svg, (BEFORE, 30.0), "start", title, &self.title);
+        let line_max = ((width - BEFORE - AFTER) / NOTE_CHARACTER) as usize;
+        let notes = wrapped(&self.notes, line_max);
+        for (line, note) in notes.iter().take(NOTES_MAX).enumerate() {
+            let y = NOTES.0 + NOTES.1 * line as f64;
+            text(&mut svg, (BEFORE, y), "start", SMALL, note);
+        }
+        let (rates, latencies) = self.scales();
+        for (at, column) in self.columns.iter().enumerate() {
+            let left = BEFORE + at as f64 * (BEFORE + each);
+            column.draw(&mut svg, (left, left + each), &rates, &latencies);
+        }
+        let mut dots = self.columns.iter().flat_map(|column| &column.dots);
+        if dots.any(|dot| !dot.sound) {
+            let note = "hollow: the generator itself did not keep up";
+            let place = (width - AFTER, HEIGHT - 8.0);
+            text(&mut svg, place, "end", SMALL, note);
+        }
+        svg.push_str("</svg>\n");
+        svg
     }
-    let most = |of: fn(&Dot) -> f64| dots.iter().map(of).fold(0.0, f64::max);
-    let top = |value: f64| {
-        let step = round_up(value.max(1.0) / MARKS);
-        (value.max(1.0) / step).ceil() * step
-    };
-    let x = Axis {
-        values: (0.0, top(most(|d| d.offered))),
-        paper: X,
-        logarithmic: false,
-    };
-    let rates = Axis {
-        values: (0.0, top(most(|d| d.accepted.max(d.offered)))),
-        paper: (RATES.1, RATES.0),
-        logarithmic: false,
-    };
-    let least = dots
-        .iter()
-        .map(|d| d.p50_ms)
-        .fold(1000.0, f64::min)
-        .max(0.01);
-    let latencies = Axis {
-        values: (
-            10f64.powf(least.log10().floor()),
-            10f64.powf(most(|d| d.p99_ms).max(1.0).log10().floor() + 1.0),
-        ),
-        paper: (LATENCIES.1, LATENCIES.0),
-        logarithmic: true,
-    };
-    grid(&mut svg, &x, &rates, "accepted, messages/s");
-    grid(&mut svg, &x, &latencies, "due to 250, ms (logarithmic)");
-    let label = "offered, messages/s (Poisson arrivals)";
-    text(
-        &mut svg,
-        ((X.0 + X.1) / 2.0, LATENCIES.1 + 42.0),
-        "middle",
-        "",
-        label,
-    );
-    let _ = writeln!(
-        svg,
-        "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" stroke=\"#999\" stroke-dasharray=\"6 4\"/>",
-        x.place(0.0),
-        rates.place(0.0),
-        x.place(x.values.1.min(rates.values.1)),
-        rates.place(x.values.1.min(rates.values.1)),
-    );
-    curve(&mut svg, dots, ACCEPTED, |d| {
-        (x.place(d.offered), rates.place(d.accepted))
-    });
-    curve(&mut svg, dots, P50, |d| {
-        (x.place(d.offered), latencies.place(d.p50_ms))
-    });
-    curve(&mut svg, dots, P99, |d| {
-        (x.place(d.offered), latencies.place(d.p99_ms))
-    });
-    let legend = [
-        (RATES.0, ACCEPTED, "accepted"),
-        (RATES.0 + 18.0, "#999", "all that was offered"),
-        (LATENCIES.0, P50, "p50"),
-        (LATENCIES.0 + 18.0, P99, "p99"),
-    ];
-    for (y, colour, what) in legend {
-        let y = y + 16.0;
+
+    /// The scales of rates and of latencies, which all columns share.
+    fn scales(&self) -> (Axis, Axis) {
+        let (mut rate, mut least, mut most) = (0.0, f64::MAX, 0.0);
+        for column in &self.columns {
+            for dot in &column.dots {
+                rate = dot.accepted.max(rate);
+                if column.across == Across::Offered {
+                    rate = dot.at.max(rate);
+                }
+                least = dot.p50_ms.min(least);
+                most = dot.p99_ms.max(most);
+            }
+        }
+        (
+            Axis::linear(rate, (RATES.1, RATES.0)),
+            Axis::logarithmic(least.min(1.0), most.max(1.0), (LATENCIES.1, LATENCIES.0)),
+        )
+    }
+}
+
+impl Column {
+    fn draw(&self, svg: &mut String, paper: (f64, f64), rates: &Axis, latencies: &Axis) {
+        let values: Vec<f64> = self.dots.iter().map(|dot| dot.at).collect();
+        let x = match self.across {
+            Across::Offered => Axis::linear(values.iter().copied().fold(0.0, f64::max), paper),
+            Across::Sessions => Axis::of(&values, paper),
+        };
+        let bold = "font-weight=\"bold\"";
+        text(svg, (paper.0, RATES.0 - 12.0), "start", bold, &self.heading);
+        grid(svg, &x, rates, "accepted, messages/s");
+        grid(svg, &x, latencies, self.across.latency());
+        let middle = (paper.0 + paper.1) / 2.0;
+        let below = (middle, LATENCIES.1 + 40.0);
+        text(svg, below, "middle", "", self.across.axis());
+        let mut legend = vec![(RATES.0, ACCEPTED, "accepted")];
+        if self.across == Across::Offered {
+            let all = x.values.1.min(rates.values.1);
+            let (from, to) = (
+                (x.place(0.0), rates.place(0.0)),
+                (x.place(all), rates.place(all)),
+            );
+            line(svg, from, to, "stroke=\"#999\" stroke-dasharray=\"6 4\"");
+            legend.push((RATES.0 + 18.0, OFFERED, "all that was offered"));
+        }
+        legend.push((LATENCIES.0, P50, "p50"));
+        legend.push((LATENCIES.0 + 18.0, P99, "p99"));
+        self.curve(svg, ACCEPTED, |d| (x.place(d.at), rates.place(d.accepted)));
+        self.curve(svg, P50, |d| (x.place(d.at), latencies.place(d.p50_ms)));
+        self.curve(svg, P99, |d| (x.place(d.at), latencies.place(d.p99_ms)));
+        if let Some(peak) = self
+            .dots
+            .iter()
+            .max_by(|a, b| a.accepted.total_cmp(&b.accepted))
+        {
+            let place = (x.place(peak.at), rates.place(peak.accepted) - 10.0);
+            let words = format!("{}/s", number(peak.accepted.round()));
+            text(svg, place, "middle", "fill=\"#1f5fa8\"", &words);
+        }
+        for (y, colour, what) in legend {
+            let (left, y) = (paper.0 + 12.0, y + 16.0);
+            let stroke = format!("stroke=\"{colour}\" stroke-width=\"2.5\"");
+            line(svg, (left, y), (left + 24.0, y), &stroke);
+            text(svg, (left + 30.0, y + 4.0), "start", "", what);
+        }
+    }
+
+    /// A line through the dots, and a circle at each that says its figures when pointed at.
+    fn curve(&self, svg: &mut String, colour: &str, place: impl Fn(&Dot) -> (f64, f64)) {
+        let points: Vec<String> = self
+            .dots
+            .iter()
+            .map(|dot| {
+                let (x, y) = place(dot);
+                format!("{x:.1},{y:.1}")
+            })
+            .collect();
         let _ = writeln!(
             svg,
-            "<line x1=\"{0}\" y1=\"{y}\" x2=\"{1}\" y2=\"{y}\" stroke=\"{colour}\" stroke-width=\"2.5\"/>",
-            X.0 + 12.0,
-            X.0 + 36.0
+            "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
+            points.join(" ")
         );
-        text(&mut svg, (X.0 + 42.0, y + 4.0), "start", "", what);
+        for dot in &self.dots {
+            let (x, y) = place(dot);
+            let fill = if dot.sound { colour } else { "#fff" };
+            let words = self.across.words(dot);
+            let _ = writeln!(
+                svg,
+                "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"{fill}\" stroke=\"{colour}\" stroke-width=\"1.5\">\
+                 <title>{words}</title></circle>"
+            );
+        }
     }
-    if dots.iter().any(|dot| !dot.sound) {
-        let note = "hollow: the generator itself did not keep up";
-        text(
-            &mut svg,
-            (X.1, LATENCIES.1 + 62.0),
-            "end",
-            "font-size=\"11\" fill=\"#555\"",
-            note,
-        );
-    }
-    svg.push_str("</svg>\n");
-    svg
 }
 
 /// Frame, grid lines, marks and the name of the vertical axis of one panel.
 fn grid(svg: &mut String, x: &Axis, y: &Axis, name: &str) {
+    let (left, right) = x.paper;
     let (bottom, top) = y.paper;
-    let _ = writeln!(
-        svg,
-        "<rect x=\"{}\" y=\"{top}\" width=\"{}\" height=\"{}\" fill=\"none\" stroke=\"#444\"/>",
-        X.0,
-        X.1 - X.0,
-        bottom - top
-    );
     for value in x.marks() {
-        let at = x.place(value);
-        let _ = writeln!(
-            svg,
-            "<line x1=\"{at:.1}\" y1=\"{top}\" x2=\"{at:.1}\" y2=\"{bottom}\" stroke=\"#e4e4e4\"/>"
-        );
-        text(svg, (at, bottom + 18.0), "middle", "", &number(value));
+        let at = x.place(*value);
+        line(svg, (at, top), (at, bottom), "stroke=\"#e4e4e4\"");
+        text(svg, (at, bottom + 18.0), "middle", "", &number(*value));
     }
     for value in y.marks() {
-        let at = y.place(value);
-        let _ = writeln!(
-            svg,
-            "<line x1=\"{}\" y1=\"{at:.1}\" x2=\"{}\" y2=\"{at:.1}\" stroke=\"#e4e4e4\"/>",
-            X.0, X.1
-        );
-        text(svg, (X.0 - 8.0, at + 4.0), "end", "", &number(value));
+        let at = y.place(*value);
+        line(svg, (left, at), (right, at), "stroke=\"#e4e4e4\"");
+        text(svg, (left - 8.0, at + 4.0), "end", "", &number(*value));
     }
-    let middle = (top + bottom) / 2.0;
-    let turned = format!("transform=\"rotate(-90 24 {middle})\"");
-    text(svg, (24.0, middle), "middle", &turned, name);
-}
-
-/// A line through the dots, and a circle at each.
-fn curve(svg: &mut String, dots: &[Dot], colour: &str, place: impl Fn(&Dot) -> (f64, f64)) {
-    let points: Vec<String> = dots
-        .iter()
-        .map(|dot| {
-            let (x, y) = place(dot);
-            format!("{x:.1},{y:.1}")
-        })
-        .collect();
     let _ = writeln!(
         svg,
-        "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2\"/>",
-        points.join(" ")
+        "<rect x=\"{left}\" y=\"{top}\" width=\"{}\" height=\"{}\" fill=\"none\" stroke=\"#444\"/>",
+        right - left,
+        bottom - top
     );
-    for dot in dots {
-        let (x, y) = place(dot);
-        let fill = if dot.sound { colour } else { "#fff" };
-        let _ = writeln!(
-            svg,
-            "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"{fill}\" stroke=\"{colour}\" stroke-width=\"1.5\"/>"
-        );
-    }
+    let place = (left - 62.0, (top + bottom) / 2.0);
+    let turned = format!("transform=\"rotate(-90 {} {})\"", place.0, place.1);
+    text(svg, place, "middle", &turned, name);
+}
+
+fn line(svg: &mut String, from: (f64, f64), to: (f64, f64), stroke: &str) {
+    let _ = writeln!(
+        svg,
+        "<line x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\" {stroke}/>",
+        from.0, from.1, to.0, to.1
+    );
 }
 
 fn text(svg: &mut String, (x, y): (f64, f64), anchor: &str, more: &str, words: &str) {
@@ -254,36 +268,13 @@ fn text(svg: &mut String, (x, y): (f64, f64), anchor: &str, more: &str, words: &
     );
 }
 
-/// 12000 as 12,000; 0.1 as 0.1.
-fn number(value: f64) -> String {
-    if value < 1.0 && value > 0.0 {
-        return format!("{value}");
-    }
-    let digits = format!("{value:.0}");
-    let mut text = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    if value.fract() > 1e-9 {
-        let _ = write!(
-            text,
-            "{}",
-            format!("{:.1}", value.fract()).trim_start_matches('0')
-        );
-    }
-    text
-}
-
 /// Breaks the notes into lines that fit.
-fn wrapped(notes: &[String]) -> Vec<String> {
+fn wrapped(notes: &[String], line_max: usize) -> Vec<String> {
     let mut lines = Vec::new();
     for note in notes {
         let mut line = String::new();
         for word in note.split(' ') {
-            if !line.is_empty() && line.len() + word.len() >= NOTE_MAX {
+            if !line.is_empty() && line.len() + word.len() >= line_max {
                 lines.push(std::mem::take(&mut line));
             }
             if !line.is_empty() {
@@ -300,85 +291,95 @@ fn wrapped(notes: &[String]) -> Vec<String> {
 mod tests {
     use super::*;
 
-    fn dots() -> Vec<Dot> {
-        [
-            (500.0, 499.0, 2.0),
-            (2000.0, 1990.0, 9.0),
-            (8000.0, 4100.0, 2300.0),
-        ]
-        .into_iter()
-        .map(|(offered, accepted, p99_ms)| Dot {
-            offered,
-            accepted,
-            p50_ms: p99_ms / 3.0,
-            p99_ms,
-            sound: offered < 8000.0,
-        })
-        .collect()
+    fn dots(rows: [(f64, f64, f64); 3]) -> Vec<Dot> {
+        rows.into_iter()
+            .map(|(at, accepted, p99_ms)| Dot {
+                at,
+                accepted,
+                p50_ms: p99_ms / 3.0,
+                p99_ms,
+                sound: at < 8000.0,
+            })
+            .collect()
+    }
+
+    fn open() -> Column {
+        Column {
+            heading: "open".to_owned(),
+            across: Across::Offered,
+            dots: dots([
+                (500.0, 499.0, 2.0),
+                (2000.0, 1990.0, 9.0),
+                (8000.0, 4100.0, 2300.0),
+            ]),
+        }
+    }
+
+    fn closed() -> Column {
+        Column {
+            heading: "closed".to_owned(),
+            across: Across::Sessions,
+            dots: dots([(1.0, 300.0, 3.0), (8.0, 2200.0, 5.0), (64.0, 4300.0, 30.0)]),
+        }
+    }
+
+    fn picture(columns: Vec<Column>) -> String {
+        let picture = Picture {
+            title: "a <b> & c".to_owned(),
+            notes: vec!["sizes".to_owned()],
+            columns,
+        };
+        picture.svg()
     }
 
     /// Every tag that is opened is closed, and every place lies on the paper.
     #[test]
     fn it_is_whole_and_on_the_paper() {
-        let svg = draw("a <b> & c", &["sizes".to_owned()], &dots());
-        assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"));
-        assert!(svg.contains("a &lt;b&gt; &amp; c"));
-        assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
-        assert_eq!(svg.matches("<circle").count(), 9);
-        for said in [
-            "accepted, messages/s",
-            "due to 250, ms",
-            "offered, messages/s",
-            "8,000",
-            "hollow",
+        for (columns, width, circles) in [
+            (vec![closed(), open()], 1058.0, 18),
+            (vec![open()], 854.0, 9),
+            (vec![closed()], 854.0, 9),
         ] {
-            assert!(svg.contains(said), "{said}");
-        }
-        for (attribute, limit) in [
-            (" x=\"", SIZE.0),
-            (" cx=\"", SIZE.0),
-            (" y=\"", SIZE.1),
-            (" cy=\"", SIZE.1),
-        ] {
-            for part in svg.split(attribute).skip(1) {
-                let place: f64 = part.split('"').next().unwrap().parse().unwrap();
-                assert!((0.0..=limit).contains(&place), "{attribute}{place}");
+            let svg = picture(columns);
+            assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"));
+            assert!(svg.contains("a &lt;b&gt; &amp; c"));
+            assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
+            assert_eq!(svg.matches("<circle").count(), circles);
+            assert_eq!(svg.matches("</circle>").count(), circles);
+            for (attribute, limit) in [
+                (" x=\"", width),
+                (" cx=\"", width),
+                (" x2=\"", width),
+                (" y=\"", HEIGHT),
+                (" cy=\"", HEIGHT),
+                (" y2=\"", HEIGHT),
+            ] {
+                for part in svg.split(attribute).skip(1) {
+                    let place: f64 = part.split('"').next().unwrap().parse().unwrap();
+                    assert!((0.0..=limit).contains(&place), "{attribute}{place}");
+                }
             }
         }
     }
 
     #[test]
-    fn higher_is_higher() {
-        let axis = Axis {
-            values: (1.0, 1000.0),
-            paper: (700.0, 400.0),
-            logarithmic: true,
-        };
-        assert!(
-            (axis.place(1.0) - 700.0).abs() < 1e-6 && (axis.place(1000.0) - 400.0).abs() < 1e-6
-        );
-        assert!((axis.place(10.0) - 600.0).abs() < 1e-6);
-        assert_eq!(axis.marks(), [1.0, 10.0, 100.0, 1000.0]);
-        let rates = Axis {
-            values: (0.0, 4000.0),
-            paper: (0.0, 100.0),
-            logarithmic: false,
-        };
-        assert_eq!(rates.marks().last(), Some(&4000.0));
-        assert!(draw("nothing", &[], &[]).contains("</svg>"));
-    }
-
-    #[test]
-    fn numbers_are_readable() {
-        for (value, text) in [
-            (0.0, "0"),
-            (0.1, "0.1"),
-            (250.0, "250"),
-            (12_000.0, "12,000"),
-            (1e6, "1,000,000"),
-            (2.5, "2.5"),
+    fn it_says_what_is_drawn() {
+        let both = picture(vec![closed(), open()]);
+        for said in [
+            "accepted, messages/s",
+            "due to 250, ms",
+            "DATA to 250, ms",
+            "offered, messages/s",
+            "sessions (logarithmic)",
+            "8,000",
+            ">4,300/s<",
+            "8 sessions: 2200/s accepted, p50 1.7 ms, p99 5.0 ms",
+            "hollow",
         ] {
-            assert_eq!(number(value), text);
+            assert!(both.contains(said), "{said}");
         }
+        let one = picture(vec![closed()]);
+        assert!(!one.contains("offered") && !one.contains("hollow"));
+        assert!(picture(Vec::new()).contains("</svg>"));
     }
 }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::equation::Class;
+use crate::equation::Classes;
 use crate::histogram::Percentiles;
 use crate::machine::{Machine, Storage};
 use crate::verify::VerifyReport;
@@ -58,8 +58,10 @@ pub struct Conditions {
     pub recipients_per_message: usize,
     /// MAIL FROM.
     pub senders: String,
-    /// How the sessions were protected.
+    /// How the sessions were protected, and what was agreed on.
     pub tls: String,
+    /// Messages after which another connection was made; nothing when each served for all.
+    pub messages_per_connection: Option<u64>,
     /// Whether MAIL, RCPT and DATA went out at once.
     pub pipelining: bool,
     /// Messages due per second in an open loop; nothing in a closed one.
@@ -78,6 +80,14 @@ impl Conditions {
             return Err("no rate of nothing".to_owned());
         }
         Ok(count as f64 / seconds)
+    }
+
+    /// How long connections served.
+    pub(crate) fn connections(&self) -> String {
+        match self.messages_per_connection {
+            Some(each) => format!("for {each} messages each"),
+            None => "kept".to_owned(),
+        }
     }
 
     /// Why no figure about the server's speed would mean anything.
@@ -112,7 +122,7 @@ impl fmt::Display for Conditions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "size={} sessions={} users={} (accepted {}) recipients-per-message={} senders={} TLS={} pipelining={} loop=",
+            "size={} sessions={} users={} (accepted {}) recipients-per-message={} senders={} TLS={} connections={} pipelining={} loop=",
             self.size_mix,
             self.sessions,
             self.users,
@@ -120,6 +130,7 @@ impl fmt::Display for Conditions {
             self.recipients_per_message,
             self.senders,
             self.tls,
+            self.connections(),
             if self.pipelining { "yes" } else { "no" },
         )?;
         match self.rate {
@@ -128,39 +139,6 @@ impl fmt::Display for Conditions {
         }
         writeln!(f, "machine: {}", self.machine)?;
         write!(f, "server: {}", self.setting)
-    }
-}
-
-/// How many (attempt, recipient) pairs ended in each class.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Classes {
-    /// Acknowledged.
-    pub ack: u64,
-    /// Refused.
-    pub nak: u64,
-    /// Unknown.
-    pub unk: u64,
-    /// Nothing decided.
-    pub none: u64,
-}
-
-impl Classes {
-    /// Counts one pair.
-    pub fn count(&mut self, class: Class) {
-        match class {
-            Class::Ack => self.ack += 1,
-            Class::Nak => self.nak += 1,
-            Class::Unk => self.unk += 1,
-            Class::None => self.none += 1,
-        }
-    }
-
-    /// Adds another session's counts.
-    pub fn merge(&mut self, other: Classes) {
-        self.ack += other.ack;
-        self.nak += other.nak;
-        self.unk += other.unk;
-        self.none += other.none;
     }
 }
 
@@ -182,7 +160,8 @@ pub struct Readable {
 pub struct OpenLoop {
     /// Messages due per second.
     pub rate: f64,
-    /// From when a message was due to its 250. Those that never got one count with the time until the end.
+    /// From when a message was due to its 250. Those that never got one, for whatever reason, count with the time until
+    /// the end.
     pub due_to_reply: Percentiles,
     /// How late the generator's free sessions woke.
     pub lag: Percentiles,
@@ -303,7 +282,8 @@ pub struct RunReport {
     pub recipients: Classes,
     /// Sessions opened.
     pub connections: u64,
-    /// From the first connection (open loop: from the schedule's begin) to the last 250.
+    /// From the first connection (open loop: from the schedule's begin) to the last 250; to the end of the run when not
+    /// everything was acknowledged.
     pub seconds: f64,
     /// Messages per second in that time.
     pub accept_rate: Option<f64>,
@@ -355,9 +335,12 @@ impl fmt::Display for RunReport {
         writeln!(f, "recipients: ack={ack} nak={nak} unk={unk} none={none}")?;
         if let Some(rate) = self.accept_rate {
             let proof = match &self.verify {
-                Some(verify) if verify.balanced() => "",
-                Some(_) => " (AND THE LEDGER DOES NOT BALANCE)",
-                None => " (not verified: no --pop3)",
+                Some(verify) if !verify.balanced() => {
+                    " (AND THE LEDGER DOES NOT BALANCE)".to_owned()
+                }
+                Some(verify) if verify.dsns > 0 => format!(" ({} CAME BACK AS DSNs)", verify.dsns),
+                Some(_) => String::new(),
+                None => " (not verified: no --pop3)".to_owned(),
             };
             writeln!(
                 f,
@@ -405,7 +388,7 @@ impl fmt::Display for OpenLoop {
         }
         writeln!(
             f,
-            "schedule: {} of {} messages found no session free (waited p99 {:.2} ms), {} never answered; \
+            "schedule: {} of {} messages found no session free (waited p99 {:.2} ms), {} never acknowledged; \
              the generator's own lateness p99 {:.2} ms, max {:.2} ms",
             self.wait.count,
             self.wait.count + self.lag.count,

@@ -1,4 +1,4 @@
-//! A run: what is to be sent, by how many sessions, in a closed or an open loop.
+//! What is to be sent, by how many sessions, in a closed or an open loop; [`crate::load::run`] does it.
 //!
 //! Closed: a session sends its next message when the last one was answered, so a slow server is asked for less. Open
 //! (`rate`): messages are due by a schedule that does not look at the server; a message due while all sessions are
@@ -6,17 +6,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
-use crate::load::Load;
-use crate::machine::{Machine, own_seconds};
 use crate::net::Endpoint;
-use crate::progress::Progress;
-use crate::report::{RunReport, Setting};
+use crate::report::Setting;
 use crate::size::SizeMix;
 use crate::users::User;
 
@@ -26,6 +23,9 @@ pub const SESSIONS_MAX: usize = 4096;
 pub const RECIPIENTS_MAX: usize = 100;
 /// The highest rate of an open loop; far above what threads can do.
 pub const RATE_MAX: f64 = 1e6;
+
+/// For a load that only its deadline ends.
+pub const MESSAGES_ENDLESS: u64 = u64::MAX >> 1;
 
 /// Whose name stands in MAIL FROM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +66,8 @@ pub struct RunOptions {
     pub recipients: Recipients,
     /// RCPTs of each message.
     pub recipients_per_message: usize,
+    /// Messages after which a session quits and another connection is made; nothing to keep each for all.
+    pub messages_per_connection: Option<u64>,
     /// Go on when a connection breaks or a message is deferred.
     pub reconnect_on_error: bool,
     /// Stop then, done or not.
@@ -96,6 +98,7 @@ impl RunOptions {
             rate: None,
             recipients: Recipients::Random,
             recipients_per_message: 1,
+            messages_per_connection: None,
             reconnect_on_error: false,
             deadline: None,
             ledger,
@@ -107,7 +110,8 @@ impl RunOptions {
         }
     }
 
-    fn check(&self) -> anyhow::Result<()> {
+    /// Refuses what cannot be run.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
         self.smtp.ensure_loopback()?;
         ensure!(
             (1..=SESSIONS_MAX).contains(&self.sessions),
@@ -117,6 +121,10 @@ impl RunOptions {
         ensure!(
             (1..=RECIPIENTS_MAX).contains(&rcpts),
             "recipients per message must be 1..{RECIPIENTS_MAX}"
+        );
+        ensure!(
+            self.messages_per_connection != Some(0),
+            "a connection carries at least one message"
         );
         ensure!(
             rcpts <= self.users.len(),
@@ -145,38 +153,4 @@ pub struct Watch {
     pub connections: AtomicU64,
     /// Set it to end the run after the transactions under way.
     pub stop: AtomicBool,
-}
-
-/// Runs the load to its end.
-pub fn run(options: &RunOptions, watch: &Arc<Watch>) -> anyhow::Result<RunReport> {
-    options.check()?;
-    let mut machine = Machine::here();
-    let own = own_seconds();
-    let load = Load::new(options, watch)?;
-    let bar = Progress {
-        what: "acknowledged",
-        total: options.messages,
-    };
-    let count = |number: &AtomicU64| number.load(Ordering::Relaxed);
-    let now = || {
-        let remark = format!(
-            "{} attempts, {} connections",
-            count(&watch.attempts),
-            count(&watch.connections)
-        );
-        (count(&watch.acknowledged), remark)
-    };
-    let all = bar.during(options.progress, now, || load.run())?;
-    machine.ended();
-    let mut report = RunReport {
-        conditions: load.conditions(machine, all.users_refused),
-        seed: options.seed,
-        messages: options.messages,
-        attempts: count(&watch.attempts),
-        acknowledged: count(&watch.acknowledged),
-        connections: count(&watch.connections),
-        ..RunReport::default()
-    };
-    all.fill(&mut report, load.began(), own_seconds() - own);
-    Ok(report)
 }

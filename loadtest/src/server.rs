@@ -116,6 +116,14 @@ impl Server {
         Ok(())
     }
 
+    /// Refuses a server none of whose processes listens on `address`.
+    pub(crate) fn check_listens(&self, address: SocketAddr) -> anyhow::Result<()> {
+        if !self.is_known() {
+            return Ok(());
+        }
+        crate::listener::check(&self.processes(), address)
+    }
+
     /// The processes alive now.
     pub(crate) fn processes(&self) -> Vec<u32> {
         let table = processes();
@@ -216,11 +224,10 @@ impl Server {
             // the latest look that is a whole window ago
             let start = looks.iter().rposition(|look| now.0 - look.0 >= window);
             if let Some(start) = start {
-                let (at, cpu) = looks[start];
-                if now.1 - cpu <= IDLE_SHARE * (now.0 - at).as_secs_f64() {
+                looks.drain(..start);
+                if let Some(at) = idle_since(&looks) {
                     return Some(at);
                 }
-                looks.drain(..start);
             }
             if now.0 >= deadline {
                 return None;
@@ -282,6 +289,23 @@ impl Metrics {
         ensure!(status == "200", "the page answers {status}");
         Ok(body.to_owned())
     }
+}
+
+/// Since when a server was idle that was looked at for a whole window, if it was. What little it did in the window may
+/// have been the end of its work, so the idle time begins after the last look that saw it do something.
+fn idle_since(looks: &[(Instant, f64)]) -> Option<Instant> {
+    let busy = |from: &(Instant, f64), to: &(Instant, f64)| {
+        to.1 - from.1 > IDLE_SHARE * (to.0 - from.0).as_secs_f64()
+    };
+    let (first, last) = (looks.first()?, looks.last()?);
+    if busy(first, last) {
+        return None;
+    }
+    let worked = looks
+        .windows(2)
+        .rfind(|pair| busy(&pair[0], &pair[1]))
+        .map(|pair| pair[1].0);
+    Some(worked.unwrap_or(first.0))
 }
 
 /// What `/proc/PID/stat` says about one process.
@@ -421,6 +445,24 @@ mod tests {
         shell.kill().unwrap();
         shell.wait().unwrap();
         assert_eq!(idle, None);
+    }
+
+    #[test]
+    fn idle_time_begins_after_the_last_work() {
+        let began = Instant::now();
+        let looks = |cpu: [f64; 11]| -> Vec<(Instant, f64)> {
+            let at = |n| began + IDLE_LOOK * n;
+            (0..).map(at).zip(cpu).collect()
+        };
+        let after = |n| Some(began + IDLE_LOOK * n);
+        assert_eq!(idle_since(&looks([7.0; 11])), after(0));
+        let mut late = [7.01; 11];
+        late[..4].fill(7.0);
+        assert_eq!(idle_since(&looks(late)), after(4));
+        let mut busy = [7.1; 11];
+        busy[0] = 7.0;
+        assert_eq!(idle_since(&looks(busy)), None);
+        assert_eq!(idle_since(&[]), None);
     }
 
     #[test]

@@ -94,6 +94,11 @@ impl Session {
         self.pipelining
     }
 
+    /// What TLS was agreed on, if it is under TLS.
+    pub fn agreed(&self) -> Option<String> {
+        self.stream.get_ref().agreed()
+    }
+
     fn hello(&mut self) -> anyhow::Result<()> {
         let hello = self.ask("EHLO [127.0.0.1]")?;
         if hello.code != 250 {

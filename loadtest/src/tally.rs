@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use crate::equation::Classes;
 use crate::histogram::Histogram;
-use crate::report::{Classes, Generator, OpenLoop, RunReport};
+use crate::report::{Generator, OpenLoop, RunReport};
 
 /// The most different errors a report lists.
 const ERRORS_MAX: usize = 20;
@@ -15,7 +16,7 @@ const LAG_SHARE: f64 = 0.25;
 /// Messages that may wait for a session before it matters what the sessions are doing.
 const WAITING_SHARE: f64 = 0.01;
 /// A session that spends more than this share of its time on the generator's own work is no measure of the server.
-const OWN_SHARE: f64 = 0.5;
+pub(crate) const OWN_SHARE: f64 = 0.5;
 
 /// What one session, or all of them, counted.
 #[derive(Debug, Default)]
@@ -26,14 +27,17 @@ pub(crate) struct Tally {
     pub(crate) users_refused: u64,
     /// From the first content byte to the 250.
     pub(crate) data: Histogram,
-    /// From due to the 250, and of those never answered until the end.
+    /// From due to the 250; at the end, of those not acknowledged too.
     pub(crate) due: Histogram,
     /// How late a free session was.
     pub(crate) lag: Histogram,
     /// How long messages waited for a session to be free.
     pub(crate) wait: Histogram,
+    /// When messages were due that were not acknowledged.
+    pub(crate) unanswered: Vec<Instant>,
     unserved: u64,
     pub(crate) last_ack: Option<Instant>,
+    ended: Option<Instant>,
     /// Composing and bookkeeping while a message could have been under way.
     pub(crate) own: Duration,
     /// From when a message could be sent to its end.
@@ -42,12 +46,15 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// A message that was due and was not sent counts with the time it has waited so far.
-    pub(crate) fn unserved(&mut self, due: Instant) {
-        let waited = due.elapsed();
-        if !waited.is_zero() {
-            self.unserved += 1;
-            self.due.record(waited);
+    /// The run is over: every message that was due and not acknowledged, whether nobody got to it or the server did not
+    /// take it, has waited until now.
+    pub(crate) fn end(&mut self, ended: Instant) {
+        self.ended = Some(ended);
+        for due in std::mem::take(&mut self.unanswered) {
+            if due < ended {
+                self.unserved += 1;
+                self.due.record(ended - due);
+            }
         }
     }
 
@@ -70,6 +77,7 @@ impl Tally {
         self.due.merge(&other.due);
         self.lag.merge(&other.lag);
         self.wait.merge(&other.wait);
+        self.unanswered.extend(other.unanswered);
         self.unserved += other.unserved;
         self.last_ack = self.last_ack.max(other.last_ack);
         self.own += other.own;
@@ -89,9 +97,13 @@ impl Tally {
         };
         report.acknowledged_bytes = self.bytes;
         report.recipients = self.recipients;
-        report.seconds = self
-            .last_ack
-            .map_or(0.0, |at| at.saturating_duration_since(began).as_secs_f64());
+        // When a message was never acknowledged, the time that the server had for it counts too.
+        let until = if report.acknowledged >= report.messages {
+            self.last_ack
+        } else {
+            self.ended
+        };
+        report.seconds = until.map_or(0.0, |at| at.saturating_duration_since(began).as_secs_f64());
         report.data_to_reply = self.data.percentiles();
         match report.conditions.rate(report.acknowledged, report.seconds) {
             Ok(rate) => report.accept_rate = Some(rate),
@@ -197,17 +209,35 @@ mod tests {
     }
 
     #[test]
-    fn what_was_never_sent_is_in_the_percentiles() {
+    fn what_was_never_acknowledged_is_in_the_percentiles() {
         let mut tally = Tally::default();
         tally.due.record(Duration::from_millis(1));
-        let now = Instant::now();
-        let Some(past) = now.checked_sub(Duration::from_secs(5)) else {
-            return;
-        };
-        tally.unserved(past);
-        tally.unserved(now + Duration::from_secs(5));
+        let began = Instant::now();
+        tally.unanswered.push(began);
+        tally.unanswered.push(began + Duration::from_secs(9));
+        tally.end(began + Duration::from_secs(5));
         let open = filled(tally);
         assert_eq!(open.unserved, 1);
         assert!(open.due_to_reply.max_ms >= 5000.0);
+    }
+
+    #[test]
+    fn the_clock_runs_on_for_what_was_never_acknowledged() {
+        let seconds = |messages| {
+            let began = Instant::now();
+            let mut tally = Tally {
+                last_ack: Some(began + Duration::from_secs(1)),
+                ..Tally::default()
+            };
+            tally.end(began + Duration::from_secs(10));
+            let mut report = RunReport {
+                messages,
+                ..report()
+            };
+            tally.fill(&mut report, began, 0.1);
+            report.seconds
+        };
+        assert_eq!(seconds(100), 1.0);
+        assert_eq!(seconds(101), 10.0);
     }
 }

@@ -48,8 +48,9 @@ pub fn parse(text: &str) -> anyhow::Result<Vec<User>> {
             "line {}: no address",
             number + 1
         );
+        // maildrops are found by addresses without regard to case
         ensure!(
-            known.insert(address),
+            known.insert(address.to_ascii_lowercase()),
             "line {}: {address} is there twice",
             number + 1
         );
@@ -157,7 +158,7 @@ mod tests {
                 .contains("line 1")
         );
         assert!(
-            parse("a@b x\na@b y\n")
+            parse("a@b x\nA@b y\n")
                 .unwrap_err()
                 .to_string()
                 .contains("twice")

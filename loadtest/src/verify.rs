@@ -1,51 +1,26 @@
 //! The verdict: holds what is in the maildrops against the ledger.
 //!
-//! It goes on until every acknowledged message is found or time is up, waits a little for copies that come late, reads
-//! everything again over new logins (unique ids must be the same then), and only then judges.
+//! It goes on until every acknowledged message is found or time is up, waits a little for copies that come late, logs in
+//! to every maildrop again (the same unique ids must be there, in the same order; what is new is read), and only then
+//! judges.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::equation::{Verdict, judge};
+use crate::equation::{Classes, Verdict, judge};
 use crate::inspect::Mail;
 use crate::ledger::{AttemptId, Book};
-use crate::maildrops::{PASS_EVERY, Sweep};
-use crate::net::Endpoint;
-use crate::report::Classes;
+use crate::maildrops::{PASS_EVERY, Sweep, VerifyOptions};
 use crate::users::User;
 
 /// The most offences kept; all are counted.
 const OFFENCES_MAX: usize = 1000;
 /// The most of them that the text names.
 const SHOWN_MAX: usize = 50;
-
-/// What to do.
-#[derive(Debug, Clone)]
-pub struct VerifyOptions {
-    /// The ledger of all that was ever sent to these users.
-    pub ledger: PathBuf,
-    /// Whose maildrops are read.
-    pub users: Vec<User>,
-    /// The server; loopback.
-    pub pop3: Endpoint,
-    /// Longest wait for the last acknowledged message.
-    pub wait: Duration,
-    /// How long to wait for a copy too many, once nothing is missing.
-    pub settle: Duration,
-    /// Delete what was read, if the equation holds.
-    pub delete: bool,
-    /// How many maildrops are read at once.
-    pub sessions: usize,
-    /// Longest wait for one answer.
-    pub timeout: Duration,
-    /// Show progress on stderr.
-    pub progress: bool,
-}
 
 /// In what way something is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -101,6 +76,8 @@ pub struct VerifyReport {
     pub maildrops: u64,
     /// Mails deleted.
     pub deleted: u64,
+    /// Lines of the ledger that a killed writer left unfinished: a 250 in one of them proves nothing.
+    pub torn: u64,
     /// How long it took.
     pub seconds: f64,
 }
@@ -116,13 +93,7 @@ impl VerifyReport {
         self.counts.get(&kind).copied().unwrap_or(0)
     }
 
-    pub(crate) fn offend(
-        &mut self,
-        kind: Kind,
-        id: Option<AttemptId>,
-        who: &str,
-        detail: impl Into<String>,
-    ) {
+    fn offend(&mut self, kind: Kind, id: Option<AttemptId>, who: &str, detail: impl Into<String>) {
         *self.counts.entry(kind).or_default() += 1;
         if self.offences.len() < OFFENCES_MAX {
             self.offences.push(Offence {
@@ -147,7 +118,7 @@ impl fmt::Display for VerifyReport {
         writeln!(
             f,
             "lost={} doubled={} unknown={} corrupted={} ack={ack} unk={unk} (appeared {}) nak={nak} none={none} \
-             ghost={} misplaced={} uidl={} unread={} dsn={} mails={} maildrops={}",
+             ghost={} misplaced={} uidl={} unread={} dsn={} mails={} maildrops={} torn={}",
             count(Kind::Lost),
             count(Kind::Doubled),
             count(Kind::Unknown),
@@ -160,6 +131,7 @@ impl fmt::Display for VerifyReport {
             self.dsns,
             self.mails,
             self.maildrops,
+            self.torn,
         )?;
         for Offence {
             kind,
@@ -210,7 +182,12 @@ pub fn verify(options: &VerifyOptions) -> anyhow::Result<VerifyReport> {
         }
     };
     if options.delete && report.balanced() {
-        sweep.delete(&mut report)?;
+        for (user, outcome) in options.users.iter().zip(sweep.delete()?) {
+            match outcome {
+                Ok(count) => report.deleted += count,
+                Err(error) => report.offend(Kind::Uidl, None, &user.address, format!("{error:#}")),
+            }
+        }
     }
     report.seconds = began.elapsed().as_secs_f64();
     Ok(report)
@@ -228,6 +205,7 @@ impl Sweep<'_> {
     fn judge(&self) -> (VerifyReport, Vec<usize>) {
         let mut report = VerifyReport {
             maildrops: self.options.users.len() as u64,
+            torn: self.book.torn,
             ..VerifyReport::default()
         };
         let mut found: BTreeMap<(AttemptId, usize), Found> = BTreeMap::new();

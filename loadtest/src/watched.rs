@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 
+use crate::load::run;
 use crate::machine::{busy_seconds, own_seconds};
 use crate::report::{Costs, RunReport, Sourced};
-use crate::run::{RunOptions, Watch, run};
+use crate::run::{MESSAGES_ENDLESS, RunOptions, Watch};
 use crate::server::{Memory, Reading, Server};
 use crate::strace::Tracing;
 
@@ -48,6 +49,7 @@ pub fn run_watched(
     watching: &Watching,
 ) -> anyhow::Result<RunReport> {
     watching.check()?;
+    watching.server.check_listens(options.smtp.address)?;
     let before = watching.server.read();
     let busy = (busy_seconds(), own_seconds());
     let mut peak = Peak::default();
@@ -91,7 +93,7 @@ pub fn sample_syncs(
         return Ok(());
     };
     let more = RunOptions {
-        messages: u64::MAX >> 1,
+        messages: MESSAGES_ENDLESS,
         deadline: Some(duration),
         seed: options.seed.wrapping_add(1),
         progress: false,
@@ -147,7 +149,8 @@ impl Costs {
             return;
         }
         let each = messages as f64;
-        let grown = |from: Option<f64>, to: Option<f64>| Some((to? - from?).max(0.0));
+        // A process that left the tree has taken its time along: then less is known than nothing.
+        let grown = |from: Option<f64>, to: Option<f64>| Some(to? - from?).filter(|s| *s >= 0.0);
         self.cpu_s = grown(before.cpu_s, after.cpu_s);
         self.cpu_s_per_1000 = self.cpu_s.map(|s| s * 1000.0 / each);
         self.cpu_until_last_reply_s = grown(before.cpu_s, replied.cpu_s);
@@ -179,7 +182,7 @@ impl Costs {
     }
 }
 
-/// The share of all cores that neither server nor generator used.
+/// The share of all cores that neither server nor generator used, or that the hypervisor gave to others.
 fn others(
     (busy, own): (Option<f64>, f64),
     before: &Reading,
@@ -261,6 +264,9 @@ mod tests {
         let values = |all: &[Sourced]| all.iter().map(|f| f.value).collect::<Vec<_>>();
         assert_eq!(values(&costs.disk_bytes), [40.0, 80.0]);
         assert_eq!(values(&costs.syncs), [0.3, 0.1]);
+        let mut shrunk = Costs::default();
+        shrunk.between(&replied, &before, &before, 100);
+        assert_eq!((shrunk.cpu_s, shrunk.cpu_s_per_1000), (None, None));
         let mut nothing = Costs::default();
         nothing.between(&before, &replied, &replied, 0);
         assert_eq!(nothing, Costs::default());

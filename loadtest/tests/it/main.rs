@@ -11,10 +11,15 @@ use std::time::Duration;
 
 use loadtest::equation::Class;
 use loadtest::ledger::Book;
-use loadtest::report::RunReport;
-use loadtest::run::{self, RunOptions, Senders, Watch};
+use loadtest::load;
+use loadtest::machine::Storage;
+use loadtest::maildrops::VerifyOptions;
+use loadtest::readable;
+use loadtest::report::{RunReport, Setting};
+use loadtest::run::{Recipients, RunOptions, Senders, Watch};
 use loadtest::users::{self, User};
-use loadtest::verify::{self, Kind, VerifyOptions, VerifyReport};
+use loadtest::verify::{self, Kind, VerifyReport};
+use loadtest::watched::Watching;
 use peer::{Fault, Manner, Peer};
 
 fn some_users(count: usize) -> Vec<User> {
@@ -24,7 +29,7 @@ fn some_users(count: usize) -> Vec<User> {
     users::parse(&lines).unwrap()
 }
 
-fn load(peer: &Peer, users: &[User], ledger: &Path) -> RunOptions {
+fn options(peer: &Peer, users: &[User], ledger: &Path) -> RunOptions {
     RunOptions {
         sessions: 4,
         recipients_per_message: 2,
@@ -63,7 +68,7 @@ fn against(manner: Manner) -> (RunReport, VerifyReport, u64) {
     let ledger = dir.path().join("ledger");
     let users = some_users(7);
     let peer = Peer::start(&users, manner);
-    let sent = run::run(&load(&peer, &users, &ledger), &Arc::default()).unwrap();
+    let sent = load::run(&options(&peer, &users, &ledger), &Arc::default()).unwrap();
     let found = verify::verify(&sweep(&peer, &users, &ledger)).unwrap();
     (sent, found, peer.faults())
 }
@@ -202,9 +207,9 @@ fn half_a_message_must_not_be_there() {
         messages: 4,
         sessions: 1,
         mix: "12M".parse().unwrap(),
-        ..load(&peer, &users, &ledger)
+        ..options(&peer, &users, &ledger)
     };
-    let sent = run::run(&options, &Arc::default()).unwrap();
+    let sent = load::run(&options, &Arc::default()).unwrap();
     let found = verify::verify(&sweep(&peer, &users, &ledger)).unwrap();
     assert!(sent.recipients.none > 0, "{sent}");
     let ghosts = sent.recipients.none;
@@ -249,9 +254,9 @@ fn an_unknown_recipient_is_refused_and_the_others_are_served() {
         let _ = std::fs::remove_file(&ledger);
         let options = RunOptions {
             senders: Senders::Null,
-            ..load(&peer, &users, &ledger)
+            ..options(&peer, &users, &ledger)
         };
-        let sent = run::run(&options, &Arc::default()).unwrap();
+        let sent = load::run(&options, &Arc::default()).unwrap();
         let found = verify::verify(&sweep(&peer, &users[..2], &ledger)).unwrap();
         assert!(found.balanced(), "{found}");
         assert_eq!(
@@ -265,7 +270,7 @@ fn an_unknown_recipient_is_refused_and_the_others_are_served() {
             recipients_per_message: 1,
             ..options
         };
-        let sent = run::run(&nobody, &Arc::default()).unwrap();
+        let sent = load::run(&nobody, &Arc::default()).unwrap();
         assert_eq!(
             (sent.acknowledged, sent.recipients.nak, sent.connections),
             (0, 100, 4)
@@ -282,11 +287,11 @@ fn the_peer_dies_under_load_and_comes_back() {
     let watch = Arc::new(Watch::default());
     let options = RunOptions {
         messages: 3000,
-        ..load(&peer, &users, &ledger)
+        ..options(&peer, &users, &ledger)
     };
     let runner = std::thread::spawn({
         let watch = watch.clone();
-        move || run::run(&options, &watch).unwrap()
+        move || load::run(&options, &watch).unwrap()
     });
     for kill in 1..=5 {
         while watch.acknowledged.load(Ordering::Relaxed) < kill * 200 {
@@ -315,7 +320,7 @@ fn deleted_mail_is_remembered_and_must_not_come_back() {
             ..Manner::default()
         },
     );
-    run::run(&load(&peer, &users, &ledger), &Arc::default()).unwrap();
+    load::run(&options(&peer, &users, &ledger), &Arc::default()).unwrap();
     let deleting = VerifyOptions {
         delete: true,
         ..sweep(&peer, &users, &ledger)
@@ -327,7 +332,7 @@ fn deleted_mail_is_remembered_and_must_not_come_back() {
     assert!(second.balanced() && second.mails == 0, "{second}");
     assert_eq!(second.recipients.ack, 200);
     // More mail under the same ledger.
-    run::run(&load(&peer, &users, &ledger), &Arc::default()).unwrap();
+    load::run(&options(&peer, &users, &ledger), &Arc::default()).unwrap();
     let third = verify::verify(&deleting).unwrap();
     assert!(
         third.balanced() && third.recipients.ack == 400 && third.mails == 200,
@@ -342,7 +347,7 @@ fn deleted_mail_is_remembered_and_must_not_come_back() {
             ..Manner::default()
         },
     );
-    run::run(&load(&peer, &users, &ledger), &Arc::default()).unwrap();
+    load::run(&options(&peer, &users, &ledger), &Arc::default()).unwrap();
     let found = verify::verify(&VerifyOptions {
         delete: true,
         ..sweep(&peer, &users, &ledger)
@@ -360,7 +365,7 @@ fn a_maildrop_that_cannot_be_read_is_no_proof() {
     let ledger = dir.path().join("ledger");
     let users = some_users(3);
     let mut peer = Peer::start(&users, Manner::default());
-    run::run(&load(&peer, &users, &ledger), &Arc::default()).unwrap();
+    load::run(&options(&peer, &users, &ledger), &Arc::default()).unwrap();
     let options = sweep(&peer, &users, &ledger);
     peer.down();
     let found = verify::verify(&options).unwrap();
@@ -382,9 +387,9 @@ fn the_attempt_is_in_the_ledger_before_the_dot_and_the_outcome_right_after_the_r
         recipients_per_message: 1,
         ledger: ledger.clone(),
         // the address is a stand-in: it is replaced above
-        ..load(&Peer::start(&users, Manner::default()), &users, &ledger)
+        ..options(&Peer::start(&users, Manner::default()), &users, &ledger)
     };
-    let runner = std::thread::spawn(move || run::run(&options, &Arc::default()).unwrap());
+    let runner = std::thread::spawn(move || load::run(&options, &Arc::default()).unwrap());
     let (mut out, _) = listener.accept().unwrap();
     let mut lines = std::io::BufReader::new(out.try_clone().unwrap()).lines();
     let mut until = |end: &str| while lines.next().unwrap().unwrap() != end {};
@@ -431,9 +436,9 @@ fn a_stall_is_in_the_percentiles_of_an_open_loop() {
         recipients_per_message: 1,
         mix: "1K".parse().unwrap(),
         rate: Some(500.0),
-        ..load(&peer, &users, &ledger)
+        ..options(&peer, &users, &ledger)
     };
-    let sent = run::run(&options, &Arc::default()).unwrap();
+    let sent = load::run(&options, &Arc::default()).unwrap();
     let open = sent.open.as_ref().unwrap();
     assert_eq!((sent.acknowledged, open.due_to_reply.count), (500, 500));
     // About 300 of 500 are due in those 600 ms: half of them wait for more than 300 ms, a sixth for more than 500.
@@ -460,11 +465,133 @@ fn a_stall_is_in_the_percentiles_of_an_open_loop() {
         ledger: dir.path().join("another"),
         ..options
     };
-    let sent = run::run(&cut, &Arc::default()).unwrap();
+    let sent = load::run(&cut, &Arc::default()).unwrap();
     let open = sent.open.as_ref().unwrap();
     assert!(sent.acknowledged < 200 && open.unserved > 100, "{sent}");
     assert!(open.due_to_reply.p95_ms > 500.0, "{sent}");
     assert!(!sent.succeeded());
+}
+
+/// A server that says 451 at once is not quick: what it did not take counts with the time until the end.
+#[test]
+fn what_is_deferred_or_refused_is_in_the_percentiles_of_an_open_loop() {
+    let dir = tempfile::tempdir().unwrap();
+    let users = some_users(7);
+    for (fault, refused) in [(Fault::Defer, 0), (Fault::Refuse, 50)] {
+        let peer = Peer::start(
+            &users,
+            Manner {
+                fault,
+                ..Manner::default()
+            },
+        );
+        let load = RunOptions {
+            messages: 500,
+            recipients_per_message: 1,
+            mix: "1K".parse().unwrap(),
+            rate: Some(1000.0),
+            reconnect_on_error: false,
+            ..options(&peer, &users, &dir.path().join(format!("{fault:?}")))
+        };
+        let sent = load::run(&load, &Arc::default()).unwrap();
+        let open = sent.open.as_ref().unwrap();
+        assert_eq!((sent.acknowledged, sent.recipients.nak), (450, refused));
+        assert_eq!((open.unserved, open.due_to_reply.count), (50, 500));
+        // of a tenth, spread evenly over the run, half have waited for more than half of it
+        assert!(
+            open.due_to_reply.p95_ms > 0.3 * sent.seconds * 1000.0,
+            "{sent}"
+        );
+    }
+}
+
+#[test]
+fn in_turn_everybody_gets_equally_many() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = dir.path().join("ledger");
+    let users = some_users(20);
+    let peer = Peer::start(&users, Manner::default());
+    let load = RunOptions {
+        recipients: Recipients::InTurn,
+        recipients_per_message: 1,
+        ..options(&peer, &users, &ledger)
+    };
+    load::run(&load, &Arc::default()).unwrap();
+    let mut each = std::collections::BTreeMap::new();
+    for attempt in Book::read(&ledger).unwrap().attempts.values() {
+        *each.entry(attempt.rcpts[0].address.clone()).or_insert(0) += 1;
+    }
+    assert!(
+        each.len() == 20 && each.values().all(|n| *n == 5),
+        "{each:?}"
+    );
+}
+
+#[test]
+fn a_connection_carries_as_many_messages_as_it_is_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let users = some_users(7);
+    let peer = Peer::start(&users, Manner::default());
+    for (each, sessions, rate, connections) in [
+        (Some(1), 4, None, 100),
+        (Some(3), 1, None, 34),
+        (Some(1), 4, Some(2000.0), 100),
+        (None, 4, None, 4),
+    ] {
+        let load = RunOptions {
+            messages_per_connection: each,
+            sessions,
+            rate,
+            reconnect_on_error: false,
+            ..options(&peer, &users, &dir.path().join("ledger"))
+        };
+        let sent = load::run(&load, &Arc::default()).unwrap();
+        assert_eq!((sent.acknowledged, sent.connections), (100, connections));
+        let said = each.map_or("connections=kept".to_owned(), |n| {
+            format!("connections=for {n} messages each")
+        });
+        assert!(sent.to_string().contains(&said), "{sent}");
+    }
+    let nothing = RunOptions {
+        messages_per_connection: Some(0),
+        ..options(&peer, &users, &dir.path().join("ledger"))
+    };
+    assert!(load::run(&nothing, &Arc::default()).is_err());
+}
+
+/// Mails of earlier runs whose outcome is unknown make a maildrop look complete too early.
+#[test]
+fn no_end_to_end_rate_beside_mails_of_unknown_outcome() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = dir.path().join("ledger");
+    let users = some_users(7);
+    let silent = Manner {
+        fault: Fault::SilentStored,
+        ..Manner::default()
+    };
+    let peer = Peer::start(&users, silent);
+    let setting = Setting {
+        durability: Some("none".to_owned()),
+        storage: Some(Storage::default()),
+    };
+    let load = RunOptions {
+        setting,
+        ..options(&peer, &users, &ledger)
+    };
+    let both = || {
+        let (watch, watching) = (Arc::default(), Watching::default());
+        readable::run_and_verify(&load, &watch, &watching, &sweep(&peer, &users, &ledger)).unwrap()
+    };
+    let first = both();
+    assert!(
+        first.recipients.unk > 0 && first.readable.is_none(),
+        "{first}"
+    );
+    peer.mend();
+    let second = both();
+    assert!(second.accept_rate.is_some(), "{second}");
+    assert_eq!((second.recipients.unk, &second.readable), (0, &None));
+    assert!(second.to_string().contains("mails there of unknown ones"));
 }
 
 #[test]
@@ -476,9 +603,9 @@ fn the_same_seed_sends_the_same_load_whoever_sends_it() {
         let ledger = dir.path().join(name);
         let options = RunOptions {
             sessions,
-            ..load(&peer, &users, &ledger)
+            ..options(&peer, &users, &ledger)
         };
-        let report = run::run(&options, &Arc::default()).unwrap();
+        let report = load::run(&options, &Arc::default()).unwrap();
         let book = Book::read(&ledger).unwrap();
         let mut pairs: Vec<String> = book
             .attempts

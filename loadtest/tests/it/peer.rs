@@ -76,6 +76,8 @@ struct Inner {
     faults: AtomicU64,
     state: Mutex<State>,
     up: AtomicBool,
+    /// No more faults.
+    mended: AtomicBool,
     /// Connections by number, to be cut when the peer goes down.
     open: Mutex<BTreeMap<u64, TcpStream>>,
     connections: AtomicU64,
@@ -126,6 +128,7 @@ impl Peer {
             faults: AtomicU64::new(0),
             state: Mutex::default(),
             up: AtomicBool::new(false),
+            mended: AtomicBool::new(false),
             open: Mutex::default(),
             connections: AtomicU64::new(0),
         });
@@ -158,6 +161,11 @@ impl Peer {
         for stream in std::mem::take(&mut *self.inner.open.lock().unwrap()).into_values() {
             let _ = stream.shutdown(Shutdown::Both);
         }
+    }
+
+    /// From now on nothing goes wrong.
+    pub fn mend(&self) {
+        self.inner.mended.store(true, Ordering::SeqCst);
     }
 
     /// How often the fault happened.
@@ -224,7 +232,7 @@ impl Inner {
             std::thread::sleep(stall);
         }
         drop(turn);
-        let fault = if number.is_multiple_of(self.every) {
+        let fault = if number.is_multiple_of(self.every) && !self.mended.load(Ordering::SeqCst) {
             self.fault
         } else {
             Fault::Nothing

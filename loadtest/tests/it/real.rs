@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use loadtest::drain::DrainReport;
+use loadtest::load;
 use loadtest::report::RunReport;
-use loadtest::run::{self, RunOptions, Watch};
+use loadtest::run::{RunOptions, Watch};
 use loadtest::saturation::SaturationReport;
 use loadtest::users;
 use rustix::process::{Pid, Signal, kill_process};
@@ -218,6 +219,59 @@ fn an_open_loop_under_tls_gives_every_figure_with_its_conditions() {
 }
 
 #[test]
+fn the_cost_of_handshakes_is_measured_and_the_costs_of_a_bystander_are_not() {
+    let server = Server::start();
+    let run = [
+        "--smtp",
+        server.at("smtps"),
+        "--smtps",
+        "--tls-insecure",
+        "--size",
+        "1K",
+        "--sessions",
+        "2",
+    ];
+    let each = ["--per-connection", "2", "--messages", "20"];
+    let (code, text, report) = server.measure::<RunReport>("run", &[&run[..], &each[..]].concat());
+    assert_eq!(code, 0, "{text}");
+    let report = report.unwrap();
+    assert_eq!(
+        (
+            report.acknowledged,
+            report.conditions.messages_per_connection
+        ),
+        (20, Some(2))
+    );
+    assert!((10..=11).contains(&report.connections), "{text}");
+    assert!(
+        report
+            .conditions
+            .tls
+            .contains("no resumption), TLSv1_3 TLS13_"),
+        "{text}"
+    );
+    // a process that does not listen there could only be cheap
+    let mut bystander = Command::new("sleep").arg("60").spawn().unwrap();
+    let users = server.path("users");
+    let watched = [
+        "--messages",
+        "1",
+        "--quiet",
+        "--users",
+        &users,
+        "--server-pid",
+    ];
+    let pid = bystander.id().to_string();
+    let (code, _, error) = loadtest(&[&["run"][..], &run, &watched, &[&pid]].concat());
+    bystander.kill().unwrap();
+    bystander.wait().unwrap();
+    assert!(
+        code == 1 && error.contains("none of the processes watched listens"),
+        "{error}"
+    );
+}
+
+#[test]
 fn a_wrong_certificate_is_refused() {
     let server = Server::start();
     let certificate = server.path("certificate.pem");
@@ -317,6 +371,8 @@ fn a_sweep_is_drawn_and_verified() {
             server.at("pop3"),
             "--rates",
             "40-160/2",
+            "--session-counts",
+            "1,3",
             "--step",
             "0.5",
             "--size",
@@ -335,14 +391,18 @@ fn a_sweep_is_drawn_and_verified() {
         .map(|step| step.open.as_ref().unwrap().rate)
         .collect();
     assert_eq!(offered, [40.0, 160.0]);
-    let acknowledged: u64 = report.steps.iter().map(|step| step.acknowledged).sum();
-    assert_eq!(
-        (acknowledged, report.verify.unwrap().mails),
-        (100, 100),
-        "{text}"
-    );
+    let kept_busy: Vec<usize> = report
+        .closed
+        .iter()
+        .map(|step| step.conditions.sessions)
+        .collect();
+    assert_eq!(kept_busy, [1, 3]);
+    let sum = |steps: &[RunReport]| steps.iter().map(|step| step.acknowledged).sum::<u64>();
+    let (closed, open) = (sum(&report.closed), sum(&report.steps));
+    assert!(closed > 0 && open == 100, "{text}");
+    assert_eq!(report.verify.unwrap().mails, closed + open, "{text}");
     let drawing = std::fs::read_to_string(svg).unwrap();
-    assert!(drawing.contains("every 250 verified") && drawing.matches("<circle").count() == 6);
+    assert!(drawing.contains("every 250 verified") && drawing.matches("<circle").count() == 12);
 }
 
 /// The server stands still for a second. Nobody asks it less for that, so a third of all messages has waited.
@@ -364,7 +424,7 @@ fn a_server_that_is_stopped_for_a_second_shows_in_the_percentiles() {
     };
     let watch = Arc::new(Watch::default());
     let report = std::thread::scope(|scope| {
-        let running = scope.spawn(|| run::run(&options, &watch).unwrap());
+        let running = scope.spawn(|| load::run(&options, &watch).unwrap());
         while watch
             .acknowledged
             .load(std::sync::atomic::Ordering::Relaxed)
