@@ -92,9 +92,8 @@ impl Clients {
         fronts.values().nth(random.below(count)).cloned()
     }
 
-    /// Sends one mail to `addresses` (indices into [`ADDRESSES`]).
+    /// Sends one mail to `addresses` (indices into [`ADDRESSES`]) from somebody.
     pub fn send(&self, random: &mut Random, addresses: Vec<usize>) {
-        let number = lock(&self.ledger).attempts.len();
         let reverse_path = *random.pick(&[
             "sender@example.jp",
             "sender@example.jp",
@@ -102,6 +101,17 @@ impl Clients {
             "somebody@remote.example",
             "",
         ]);
+        self.send_from(random, reverse_path, addresses);
+    }
+
+    /// Sends one mail; answers its ledger number.
+    pub fn send_from(
+        &self,
+        random: &mut Random,
+        reverse_path: &'static str,
+        addresses: Vec<usize>,
+    ) -> usize {
+        let number = lock(&self.ledger).attempts.len();
         let content = content(random, number);
         self.world.digest(&content);
         self.world.note(format_args!(
@@ -119,13 +129,14 @@ impl Clients {
             returned: RETURNED[number / NOTIFY.len() % RETURNED.len()],
             addresses,
             accepted: Vec::new(),
+            full: false,
             content,
             phase: Phase::Talking,
         };
         lock(&self.ledger).open(attempt.clone());
         let Some(front) = self.front(random) else {
             self.world.count("attempt/nobody listens");
-            return;
+            return number;
         };
         let session = self.sessions.fetch_add(1, Ordering::Relaxed);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 1025));
@@ -150,6 +161,7 @@ impl Clients {
                 clients.transact(&backend, peer, number, attempt).await;
             });
         }
+        number
     }
 
     /// A session without the protocol around it.
@@ -310,6 +322,34 @@ impl Clients {
         }
     }
 
+    /// A reader deletes all that a user has; whether all of it is gone.
+    pub async fn empty(&self, front: &Front, user: &'static str) -> bool {
+        let Ok(maildrop) = front.access.open(&account_id(user)).await else {
+            return false;
+        };
+        let Some(mailbox) = maildrop.mailbox() else {
+            return true;
+        };
+        let uids: Vec<u32> = maildrop.messages().map(|message| message.uid).collect();
+        self.expunge(&front.access, mailbox, uids).await
+    }
+
+    async fn expunge(&self, access: &Mailboxes, mailbox: &MailboxRef, doomed: Vec<u32>) -> bool {
+        let places: Vec<Place> = doomed.iter().map(|uid| place(mailbox, *uid)).collect();
+        lock(&self.ledger).expunge_asked.extend(places.clone());
+        match access.expunge(mailbox, doomed).await {
+            Ok(_) => {
+                self.world.count("read/expunged");
+                lock(&self.ledger).expunged.extend(places);
+                true
+            }
+            Err(_) => {
+                self.world.count("read/expunge unanswered");
+                false
+            }
+        }
+    }
+
     async fn read_some(&self, access: &Mailboxes, maildrop: &Maildrop, random: &mut Random) {
         let Some(mailbox) = maildrop.mailbox() else {
             return;
@@ -334,17 +374,8 @@ impl Clients {
                 doomed.push(uid);
             }
         }
-        if doomed.is_empty() {
-            return;
-        }
-        let places: Vec<Place> = doomed.iter().map(|uid| place(mailbox, *uid)).collect();
-        lock(&self.ledger).expunge_asked.extend(places.clone());
-        match access.expunge(mailbox, doomed).await {
-            Ok(_) => {
-                self.world.count("read/expunged");
-                lock(&self.ledger).expunged.extend(places);
-            }
-            Err(_) => self.world.count("read/expunge unanswered"),
+        if !doomed.is_empty() {
+            self.expunge(access, mailbox, doomed).await;
         }
     }
 

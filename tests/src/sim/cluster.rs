@@ -9,7 +9,7 @@ use hikyaku_delivery::control::QueueControl;
 use hikyaku_delivery::leader::{DeliveryOptions, Deps, Leader};
 use hikyaku_delivery::schedule::Schedule;
 use hikyaku_edge::backend::{Edge, EdgeBackend};
-use hikyaku_edge::quota::Quotas;
+use hikyaku_edge::quota::{MailboxRouter, Quotas};
 use hikyaku_engine::memory::{MemoryDisk, MemoryEngine};
 use hikyaku_engine::{Engine, Pair, Snapshot};
 use hikyaku_home::machine::HomeMachine;
@@ -31,7 +31,7 @@ use super::clients::{Clients, Front};
 use super::history::{HOME, History, INCOMING, WatchedLog, mbox, shards};
 use super::network::{Network, Peer};
 use super::random::Random;
-use super::site::{SPARE_SHARD, SimDirectory, placement};
+use super::site::{FULL_SHARD, SPARE_SHARD, SimDirectory, placement};
 use super::world::{SimAmbient, World};
 
 /// Machines of the cluster.
@@ -85,6 +85,8 @@ pub struct Cluster {
     /// The machines.
     pub machines: Vec<Machine>,
     body_cache_bytes_max: usize,
+    /// Whether RCPT asks about full mailboxes; without, all mail for them comes in.
+    pub asks_quotas: bool,
 }
 
 fn schedule() -> Schedule {
@@ -141,6 +143,7 @@ impl Cluster {
             network,
             machines: machines.collect(),
             body_cache_bytes_max: random.below(3) * 20_000,
+            asks_quotas: false,
             log,
             clients,
             world,
@@ -217,7 +220,7 @@ impl Cluster {
         fn begin<M: StateMachine>(tasks: &Tasks, shard: &Shard<M>) {
             let (tasks, shard) = (tasks.clone(), shard.clone());
             tasks.clone().spawn("lead", async move {
-                lead::begin(&tasks, &shard).await;
+                let _ = lead::begin(&tasks, &shard).await;
             });
         }
         begin(&life.tasks, &life.home.shard);
@@ -464,6 +467,13 @@ impl Starting<'_> {
                 options,
             ),
         };
+        let client = network.mailbox_client();
+        let router: MailboxRouter = Arc::new(move |_| client.clone());
+        let quotas = match self.cluster.asks_quotas {
+            // one shard: what is asked every second takes most of such a run
+            true => Quotas::watch(self.tasks, router.clone(), [u32::from(FULL_SHARD)]),
+            false => Quotas::unknown(),
+        };
         let edge = Edge {
             host_name: "mx.example.jp".to_owned(),
             directory: self.machine.directory.clone(),
@@ -472,8 +482,7 @@ impl Starting<'_> {
             ambient: self.machine.ambient.clone(),
             tasks: self.tasks.clone(),
             memory: Edge::memory_budget(64 << 20),
-            // mail for a full mailbox is to come in here
-            quotas: Quotas::unknown(),
+            quotas,
         };
         let front = Front {
             tasks: self.tasks.clone(),
@@ -485,12 +494,11 @@ impl Starting<'_> {
                 MailboxesOptions::default(),
             ),
         };
-        let client = network.mailbox_client();
         let deps = Deps {
             directory: self.machine.directory.clone(),
             blobs: Arc::new(self.cluster.clients.blobs.clone()),
             home: network.home_client(),
-            mailboxes: Arc::new(move |_| client.clone()),
+            mailboxes: router,
             placement: placement(),
         };
         let life = Life {

@@ -87,6 +87,14 @@ pub const REQUIRED: &[&str] = &[
     "event/left behind by the log",
     "event/restored",
     "scenario/an address moves",
+    "scenario/an operator limits an account",
+    // full mailboxes
+    "reply/rcpt 452 4.2.2",
+    "quota/refused after a restart",
+    "quota/taken again after a refusal",
+    "quota/delivered after all",
+    "quota/emptied",
+    "quota/lifted",
     "directory/alias",
     "directory/mailHost",
     "directory/account state",
@@ -94,6 +102,7 @@ pub const REQUIRED: &[&str] = &[
     "operator/ORDER_RELEASE",
     "operator/ORDER_DELETE",
     "operator/ORDER_RETRY",
+    "operator/quota",
     // where crashes fell
     "crossed/before A or its 250",
     "crossed/before expansion",

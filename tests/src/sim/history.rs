@@ -23,6 +23,7 @@ use hikyaku_store::machine::{Answer, MailboxMachine, StoredAt};
 use hikyaku_store::read::{self, Account};
 use prost::Message as _;
 
+use super::quota::Usage;
 use super::site::SPARE_SHARD;
 use super::truth::Truth;
 use super::world::{World, lock};
@@ -64,6 +65,7 @@ struct MailHistory {
     delivered: BTreeMap<(String, Bytes), StoredAt>,
     /// UIDNEXT and HIGHESTMODSEQ of INBOX, by account and UIDVALIDITY.
     numbers: BTreeMap<(String, u32), (u32, u64)>,
+    usage: Usage,
 }
 
 struct State {
@@ -243,6 +245,9 @@ impl ShardHistory {
                 let command = record.command.clone();
                 let answer = machine.apply(stamp, record).unwrap();
                 machine.batch_end(applied).unwrap();
+                if let Some(command) = &command {
+                    self.mail.usage.apply(world, command, &answer);
+                }
                 if let Some(account) = command.as_ref().and_then(account_in) {
                     self.mail.check_numbers(world, &**engine, account);
                 }
@@ -266,12 +271,19 @@ fn account_in(command: &Command) -> Option<&str> {
 }
 
 impl MailHistory {
-    /// M3: UIDNEXT and HIGHESTMODSEQ never go back.
+    /// M3: UIDNEXT and HIGHESTMODSEQ never go back; M9: the account holds what was stored in it.
     fn check_numbers(&mut self, world: &World, engine: &dyn Engine, account: &str) {
         let snapshot = engine.snapshot();
         let Ok(Account::Open(open)) = read::account(&*snapshot, account) else {
             return;
         };
+        let used_bytes = self.usage.of(account);
+        if open.used_bytes != used_bytes {
+            world.violate(format_args!(
+                "M9: {account} holds {used_bytes} octets, not {}",
+                open.used_bytes
+            ));
+        }
         let Ok(Some(inbox)) = read::mailbox(&*snapshot, account, open.inbox) else {
             world.violate(format_args!("{account} has no INBOX"));
             return;

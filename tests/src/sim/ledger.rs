@@ -40,6 +40,8 @@ pub struct Attempt {
     pub addresses: Vec<usize>,
     /// Those that RCPT took.
     pub accepted: Vec<usize>,
+    /// RCPT has said of one of them that its mailbox is full.
+    pub full: bool,
     /// What was sent.
     pub content: Bytes,
     /// How far it came.
@@ -78,6 +80,8 @@ pub struct Ledger {
     pub seen: BTreeMap<Place, String>,
     /// Messages that an operator has ordered deleted.
     pub deleted: BTreeSet<MessageId>,
+    /// Since the last mail that `full` was taken for, RCPT has refused one.
+    refused_as_full: bool,
 }
 
 /// The ledger number in a content, or in the header that a report returns.
@@ -103,6 +107,7 @@ impl Ledger {
             expunged: BTreeSet::new(),
             seen: BTreeMap::new(),
             deleted: BTreeSet::new(),
+            refused_as_full: false,
         }
     }
 
@@ -119,8 +124,19 @@ impl Ledger {
             ADDRESSES[address].local_part
         ));
         match code / 100 {
-            2 => self.attempts[number].accepted.push(address),
-            4 => self.world.count(format!("reply/rcpt {code} {enhanced}")),
+            2 => {
+                self.attempts[number].accepted.push(address);
+                if self.refused_as_full && ADDRESSES[address].local_part == "full" {
+                    self.refused_as_full = false;
+                    self.world.count("quota/taken again after a refusal");
+                }
+            }
+            4 => {
+                self.world.count(format!("reply/rcpt {code} {enhanced}"));
+                if enhanced == "4.2.2" {
+                    self.full(number, address);
+                }
+            }
             _ => {
                 self.world.count(format!("reply/rcpt {code} {enhanced}"));
                 if !ADDRESSES[address].refusals.contains(&enhanced) {
@@ -130,6 +146,20 @@ impl Ledger {
                     ));
                 }
             }
+        }
+    }
+
+    /// RCPT has said that a mailbox is full: only where there is a quota, and never to a report.
+    fn full(&mut self, number: usize, address: usize) {
+        let attempt = &mut self.attempts[number];
+        attempt.full = true;
+        self.refused_as_full = true;
+        let local_part = ADDRESSES[address].local_part;
+        if local_part != "full" || attempt.reverse_path.is_empty() {
+            self.world.violate(format_args!(
+                "#{number}: {local_part} is called full for <{}>",
+                attempt.reverse_path
+            ));
         }
     }
 
@@ -432,7 +462,7 @@ impl Ledger {
         let worlds = match enhanced {
             "5.1.1" => address == "nobody@example.jp",
             "5.4.6" => address.starts_with("loop"),
-            "5.2.2" => of(&["full"]),
+            "5.2.2" => of(&["full", "u8"]),
             "5.2.1" => of(&["u5", "u6", "u7", "desk"]),
             _ => false,
         };

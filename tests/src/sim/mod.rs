@@ -11,6 +11,7 @@
 //! * [`cluster`], [`network`], [`site`]: the machines, what connects them, the users and their directory
 //! * [`clients`], [`ledger`]: those outside, and what they were told
 //! * [`history`], [`truth`]: what the log says, applied a second time without any misfortune
+//! * [`quota`]: what accounts hold, and full mailboxes
 //! * [`coverage`]: what must occur in some run
 //! * [`pinned`]: seeds that once failed
 //! * [`world`], [`random`]: trace, counters, clock, numbers
@@ -24,6 +25,7 @@ pub mod ledger;
 pub mod network;
 pub mod operator;
 pub mod pinned;
+pub mod quota;
 pub mod random;
 pub mod run;
 pub mod scenario;

@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 use super::network::Network;
 use super::run::Run;
 use super::site::{SPARE_SHARD, account_id};
-use super::world::lock;
+use super::world::{World, lock};
 
 /// For one command.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -104,6 +104,19 @@ pub async fn set_state(network: &Network, user: &str, state: AccountState) {
     }
 }
 
+/// Sets the quota of `user`'s account, again and again until it is set; 0 is unlimited.
+pub async fn set_quota(world: &World, network: &Network, user: &str, quota_bytes: u64) {
+    let command = Command::SetAccount(SetAccount {
+        account: account_id(user).to_string(),
+        quota_bytes: Some(quota_bytes),
+        ..SetAccount::default()
+    });
+    world.count("operator/quota");
+    while !propose(network, user, command.clone()).await {
+        sleep(Duration::from_secs(1)).await;
+    }
+}
+
 /// Some command that no role proposes yet.
 pub fn command(run: &mut Run) {
     let user = *run.random.pick(&["u0", "u1", "u2", "u3", "u8"]);
@@ -163,6 +176,13 @@ pub async fn activate_all(run: &Run) {
         if owned {
             set_state(&run.cluster.network, user, AccountState::Active).await;
         }
+    }
+}
+
+/// Lifts what [`super::scenario::operator_limits`] may have left.
+pub async fn end_limits(run: &Run) {
+    if owner(&run.cluster.network, "u8").await.is_some() {
+        set_quota(&run.world, &run.cluster.network, "u8", 0).await;
     }
 }
 

@@ -15,7 +15,7 @@ use super::network::NetFaults;
 use super::random::Random;
 use super::site::{ACCOUNTS, ADDRESSES, Version, account_id};
 use super::world::{World, lock};
-use super::{faults, operator, scenario};
+use super::{faults, operator, quota, scenario};
 
 /// Mails sent in a run at least.
 const MAILS_MIN: usize = 200;
@@ -42,6 +42,10 @@ pub struct Run {
     pub log_faults: SimFaults,
     /// Re-routing scenarios so far.
     pub scenarios: usize,
+    /// Whether an operator has limited an account.
+    pub limited: bool,
+    /// Whether the quota that is checked in the end goes away; otherwise its mailbox is emptied.
+    pub lifts_quota: bool,
 }
 
 impl Run {
@@ -67,6 +71,8 @@ impl Run {
         let clients = Clients::new(world.clone(), blobs);
         let mut cluster = Cluster::new(world.clone(), log, clients, &mut random);
         cluster.network.set_faults(NetFaults::rough());
+        // not drawn, so that the other seeds go on to mean what they meant
+        cluster.asks_quotas = seed % 4 == 3;
         cluster.start(0, true);
         Run {
             world,
@@ -76,6 +82,8 @@ impl Run {
             faults: 0,
             log_faults,
             scenarios: 0,
+            limited: false,
+            lifts_quota: seed % 8 == 3,
             random,
         }
     }
@@ -94,6 +102,10 @@ impl Run {
             self.pause().await;
             self.supervise().await;
             self.act().await;
+            if self.cluster.asks_quotas && !self.limited && self.mails() > MAILS_MIN / 4 {
+                self.limited = true;
+                scenario::operator_limits(&mut self);
+            }
             self.check();
             if self.has_failed() {
                 return;
@@ -102,6 +114,10 @@ impl Run {
         self.world.count_many("run/mails", self.mails() as u64);
         self.world.count_many("run/faults", self.faults as u64);
         self.heal().await;
+        if self.cluster.asks_quotas && !self.has_failed() {
+            let lifts = self.lifts_quota;
+            quota::check(&mut self, lifts).await;
+        }
         self.settle().await;
         if self.has_failed() {
             return;
@@ -279,6 +295,9 @@ impl Run {
         }
         self.supervise().await;
         operator::activate_all(self).await;
+        if self.limited {
+            operator::end_limits(self).await;
+        }
     }
 
     fn end_faults(&self) {
@@ -298,7 +317,8 @@ impl Run {
             for (id, fate) in &truth.messages {
                 for (number, recipient) in fate.recipients.iter().enumerate() {
                     let account = recipient.account();
-                    let worlds = account == Some(full.as_str())
+                    let is_limited = self.version.full_quota != 0;
+                    let worlds = (is_limited && account == Some(full.as_str()))
                         || account == Some(u5.as_str())
                         || recipient.recipient.address.starts_with("u5@");
                     let held = recipient.held.as_deref() == Some("no-outbound");

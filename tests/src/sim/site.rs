@@ -25,6 +25,8 @@ pub const SHARDS: u16 = 3;
 pub const SPARE_SHARD: u16 = 3;
 /// Octets that account `full` may hold.
 pub const QUOTA_BYTES: u64 = 12_000;
+/// The mailbox shard that account `full` is claimed for.
+pub const FULL_SHARD: u16 = 2;
 /// Every account of the site.
 pub const ACCOUNTS: [&str; 13] = [
     "u0", "u1", "u2", "u3", "u4", "u5", "u6", "u7", "u8", "full", "gone", "sender", "owner",
@@ -172,6 +174,8 @@ pub struct Version {
     pub mbox_of_u4: &'static str,
     /// Whether `u5` takes no mail.
     pub u5_disabled: bool,
+    /// Octets that `full` may hold; 0 is unlimited.
+    pub full_quota: u64,
 }
 
 impl Version {
@@ -182,6 +186,7 @@ impl Version {
             desk: "u6",
             mbox_of_u4: "mbox1",
             u5_disabled: false,
+            full_quota: QUOTA_BYTES,
         }
     }
 
@@ -201,8 +206,8 @@ impl Version {
             if *user == self.desk {
                 text.push_str("mailLocalAddress: desk@example.jp\n");
             }
-            if *user == "full" {
-                text.push_str(&format!("mailQuotaSize: {QUOTA_BYTES}\n"));
+            if *user == "full" && self.full_quota != 0 {
+                text.push_str(&format!("mailQuotaSize: {}\n", self.full_quota));
             }
             if *user == "gone" || (*user == "u5" && self.u5_disabled) {
                 text.push_str("accountStatus: disabled\n");

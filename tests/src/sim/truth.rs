@@ -212,9 +212,10 @@ impl Truth {
 
     /// I7: one report of one event, and never to the null reverse-path.
     fn tell(&mut self, command: &Command, report: MessageId) {
-        let (about, recipient, told, word) = match command {
+        let (about, recipients, told, word) = match command {
             Command::Attempted(attempted) => {
                 let outcome = &attempted.outcomes[0];
+                let recipients: Vec<u32> = attempted.outcomes.iter().map(|o| o.recipient).collect();
                 let (told, word) = match &outcome.result {
                     Some(Attempt::Delivered(_)) => (Told::Success, "report/delivered"),
                     Some(Attempt::Delayed(_)) => (Told::Delay, "report/delayed"),
@@ -223,11 +224,11 @@ impl Truth {
                         return;
                     }
                 };
-                (&attempted.message_id, outcome.recipient, told, word)
+                (&attempted.message_id, recipients, told, word)
             }
             Command::Routed(routed) => (
                 &routed.message_id,
-                routed.recipient,
+                vec![routed.recipient],
                 Told::Success,
                 "report/expanded",
             ),
@@ -242,10 +243,12 @@ impl Truth {
             self.world
                 .violate(format_args!("I7: {report} tells nobody of {about}"));
         }
-        if let Some(other) = self.told.insert((about, recipient, told), report) {
-            self.world.violate(format_args!(
-                "I7: {other} and {report} tell {told:?} of recipient {recipient} of {about}"
-            ));
+        for recipient in recipients {
+            if let Some(other) = self.told.insert((about, recipient, told), report) {
+                self.world.violate(format_args!(
+                    "I7: {other} and {report} tell {told:?} of recipient {recipient} of {about}"
+                ));
+            }
         }
     }
 
