@@ -171,6 +171,10 @@ impl Backend for EdgeBackend {
         maillog::rejected(line);
     }
 
+    fn handshake_failed(&self, peer: &Peer, cause: &str) {
+        observed::handshake_failed(peer, cause);
+    }
+
     fn ended(&self, peer: &Peer, end: End) {
         observed::ended(end);
         tracing::debug!(session = peer.session, ?end, "session ended");

@@ -1,10 +1,11 @@
-//! What one mail leaves in figures and traces on its way in.
+//! What one mail leaves in figures and traces on its way in, and what a session that never came to mail leaves.
 
 use std::time::Duration;
 
 use hikyaku_mail::id::MessageId;
+use hikyaku_serve::sparing::Sparing;
 use hikyaku_serve::{metrics, trace};
-use hikyaku_smtp::backend::End;
+use hikyaku_smtp::backend::{End, Peer};
 use tokio::time::Instant;
 use tracing::Span;
 
@@ -51,6 +52,23 @@ impl Observed {
         if let Some(began) = self.began {
             metrics::SMTP_DATA_SECONDS.observe(began.elapsed());
         }
+    }
+}
+
+/// Lines about handshakes that failed, which anybody can cause by connecting.
+static HANDSHAKES: Sparing = Sparing::new(10, Duration::from_secs(1));
+
+/// Says that a peer and we did not come to TLS, and why: a certificate that a client does not trust is seen here only.
+pub(crate) fn handshake_failed(peer: &Peer, cause: &str) {
+    if let Some(left_out) = HANDSHAKES.line() {
+        tracing::info!(
+            session = peer.session,
+            peer = %peer.address,
+            listener = %peer.listener,
+            cause,
+            left_out,
+            "TLS handshake failed"
+        );
     }
 }
 

@@ -112,6 +112,7 @@ impl Changes {
             memory_bytes_max,
             command_timeout,
             data_timeout,
+            greet_delay,
         } = old;
         self.restart("smtp.listen", listen, &new.listen);
         self.restart("smtp.listen_tls", listen_tls, &new.listen_tls);
@@ -144,6 +145,7 @@ impl Changes {
             &new.command_timeout,
         );
         self.live("smtp.data_timeout", data_timeout, &new.data_timeout);
+        self.live("smtp.greet_delay", greet_delay, &new.greet_delay);
     }
 
     fn pop3(&mut self, old: &Pop3, new: &Pop3) {

@@ -105,6 +105,8 @@ pub struct Smtp {
     pub command_timeout: Interval,
     /// For the next octets of a content to arrive.
     pub data_timeout: Interval,
+    /// Silence before the banner.
+    pub greet_delay: Interval,
 }
 
 /// `[pop3]`
@@ -271,6 +273,7 @@ impl Default for Smtp {
             memory_bytes_max: Bytes(32 << 20),
             command_timeout: Interval(Duration::from_secs(300)),
             data_timeout: Interval(Duration::from_secs(180)),
+            greet_delay: Interval(Duration::ZERO),
         }
     }
 }
@@ -525,6 +528,11 @@ mod tests {
         );
         assert!(problems("").contains("[mbox.NAME]"));
         assert!(problems(&format!("{LEAST}[smtp]\nrecipients_max = 5\n")).contains("at least 100"));
+        let delay = problems(&format!("{LEAST}[smtp]\ngreet_delay = \"5m\"\n"));
+        assert!(
+            delay.starts_with("x.toml:4: smtp.greet_delay: 300 seconds are too long"),
+            "{delay}"
+        );
         for (size, wrong) in [("1 MiB", "too small"), ("2 GiB", "too large")] {
             let segment = problems(&format!("{LEAST}[log]\nsegment_bytes = \"{size}\"\n"));
             assert!(

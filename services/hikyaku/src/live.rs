@@ -29,6 +29,7 @@ impl Serving {
         let smtp = SmtpOptions {
             content_bytes_max: config.smtp.message_bytes_max.0,
             recipients_max: config.smtp.recipients_max,
+            greet_delay: config.smtp.greet_delay.0,
             ..SmtpOptions::new(config.node.hostname.0.clone())
         }
         .with_deadlines(config.smtp.command_timeout.0, config.smtp.data_timeout.0);

@@ -15,7 +15,7 @@ pub struct Sparing {
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     /// When the lines written were counted from.
     since: Option<Instant>,
@@ -32,11 +32,15 @@ impl Default for Sparing {
 
 impl Sparing {
     /// At most `lines_max` lines in any `every` that begins with one of them.
-    pub fn new(lines_max: u32, every: Duration) -> Sparing {
+    pub const fn new(lines_max: u32, every: Duration) -> Sparing {
         Sparing {
             lines_max,
             every,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                since: None,
+                written: 0,
+                left_out: 0,
+            }),
         }
     }
 

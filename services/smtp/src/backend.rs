@@ -131,6 +131,9 @@ pub trait Backend: Send + Sync + 'static {
     /// A refusal has been given, by the protocol or by the backend.
     fn rejected(&self, peer: &Peer, phase: Phase<'_>, rejection: &Rejection);
 
+    /// No TLS session came about, because of `cause`, which may be in words of the peer's making. [`Backend::ended`] follows.
+    fn handshake_failed(&self, peer: &Peer, cause: &str);
+
     /// The session is over. Called once for each connection, also for one that failed before [`Backend::greet`].
     fn ended(&self, peer: &Peer, end: End);
 }

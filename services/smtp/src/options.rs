@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+/// A client may be as slow as `command_timeout` lets it for so many commands of one envelope.
+const ENVELOPE_COMMANDS: u32 = 6;
+/// A thousand recipients, one at a time, from the other side of the world.
+const ENVELOPE_TIMEOUT_LEAST: Duration = Duration::from_secs(300);
+
 /// What a listener allows. `..Options::new(host_name)` gives the documented defaults.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -37,6 +42,9 @@ pub struct Options {
     pub error_delay: Duration,
     /// For one whole command line to arrive (RFC 5321 section 4.5.3.2.7 asks for at least 5 minutes).
     pub command_timeout: Duration,
+    /// For all commands from MAIL to the content together; only time spent waiting for the client counts. Whoever repeats RCPT
+    /// in time would else hold a session, and memory, for days.
+    pub envelope_timeout: Duration,
     /// For the next octets of the content to arrive.
     pub data_block_timeout: Duration,
     /// Octets a second below which a content is too slow, measured over `data_rate_window`; 0 turns the rule off.
@@ -47,8 +55,8 @@ pub struct Options {
     pub write_timeout: Duration,
     /// For a TLS handshake.
     pub handshake_timeout: Duration,
-    /// Silence kept before the banner; a client that speaks into it is a robot. `None` greets at once.
-    pub greet_delay: Option<Duration>,
+    /// Silence kept before the banner; a client that speaks into it is a robot. Zero greets at once.
+    pub greet_delay: Duration,
 }
 
 impl Options {
@@ -71,16 +79,17 @@ impl Options {
             junk_commands_max: 20,
             error_delay: Duration::from_secs(1),
             command_timeout: Duration::from_secs(300),
+            envelope_timeout: Duration::from_secs(300) * ENVELOPE_COMMANDS,
             data_block_timeout: Duration::from_secs(180),
             data_rate_min: 500,
             data_rate_window: Duration::from_secs(60),
             write_timeout: Duration::from_secs(60),
             handshake_timeout: Duration::from_secs(30),
-            greet_delay: None,
+            greet_delay: Duration::ZERO,
         }
     }
 
-    /// With so much time for a command and for the next octets of a content; the other deadlines are no later than these.
+    /// With so much time for a command and for the next octets of a content; the other deadlines follow from these.
     #[must_use]
     pub fn with_deadlines(
         self,
@@ -89,6 +98,7 @@ impl Options {
     ) -> Options {
         Options {
             command_timeout,
+            envelope_timeout: (command_timeout * ENVELOPE_COMMANDS).max(ENVELOPE_TIMEOUT_LEAST),
             data_block_timeout,
             data_rate_window: self.data_rate_window.min(data_block_timeout),
             write_timeout: self.write_timeout.min(command_timeout),

@@ -126,14 +126,25 @@ impl<B: Backend> Surroundings<'_, B> {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send,
     {
-        let Ok(Ok(stream)) = timeout(self.options.handshake_timeout, acceptor.accept(stream)).await
-        else {
-            return End::HandshakeFailed;
+        let handshake = timeout(self.options.handshake_timeout, acceptor.accept(stream));
+        let stream = tokio::select! {
+            biased;
+            () = self.drain.cancelled() => return End::Drained,
+            shaken = handshake => match shaken {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return self.no_tls(peer, &error.to_string()),
+                Err(_) => return self.no_tls(peer, "timed out waiting for the client"),
+            },
         };
         peer.tls = Some(tls_session(stream.get_ref().1));
         let session = Session::new(Security::Tls, misdeeds.unwrap_or_default());
         let mut conversation = Conversation::new(stream, peer, self, session);
         conversation.run(misdeeds.is_none()).await.end()
+    }
+
+    fn no_tls(self, peer: &Peer, cause: &str) -> End {
+        self.backend.handshake_failed(peer, cause);
+        End::HandshakeFailed
     }
 }
 
@@ -267,13 +278,18 @@ where
         if let Some(rejection) = backend.greet(self.peer).await {
             return self.refuse_and_close(Phase::Connect, rejection);
         }
-        if let Some(delay) = options.greet_delay
-            && timeout(delay, self.wire.fill(COMMAND_BYTES)).await.is_ok()
-        {
-            if self.wire.input.is_empty() {
-                return Err(Outcome::Ended(End::Disconnected));
+        if !options.greet_delay.is_zero() {
+            let silence = timeout(options.greet_delay, self.wire.fill(COMMAND_BYTES));
+            let spoken = tokio::select! {
+                biased;
+                () = drain.cancelled() => return self.drained(),
+                spoken = silence => spoken,
+            };
+            match spoken {
+                Ok(Ok(0) | Err(_)) => return Err(Outcome::Ended(End::Disconnected)),
+                Ok(Ok(_)) => return self.refuse_and_close(Phase::Connect, early()),
+                Err(_) => {}
             }
-            return self.refuse_and_close(Phase::Connect, early());
         }
         self.push(&Reply::bare(220, format!("{} ESMTP", options.host_name)))
             .await
@@ -370,18 +386,15 @@ where
     /// The next line of the client. Before blocking, all replies are on their way.
     async fn line(&mut self) -> Flow<Line> {
         let Surroundings { options, drain, .. } = self.surroundings;
-        let mut began = None;
-        // a content in chunks has its least pace between them too
-        let patience = self.session.pace().map_or(options.command_timeout, |pace| {
-            pace.patience().min(options.command_timeout)
-        });
+        let mut began: Option<Instant> = None;
+        let patience = self.session.command_patience(options);
         loop {
             if drain.is_cancelled() {
                 return self.drained();
             }
             if let Some(line) = self.wire.cut_line() {
-                if let (Some(began), Some(pace)) = (began, self.session.pace()) {
-                    pace.count(Instant::elapsed(&began), 0);
+                if let Some(began) = began {
+                    self.session.waited(began.elapsed());
                 }
                 return Ok(line);
             }

@@ -16,6 +16,7 @@
 mod state;
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use hikyaku_mail::path::ForwardPath;
 use hikyaku_mail::reply::Reply;
@@ -150,6 +151,8 @@ pub struct Session<T> {
     /// Greeted with EHLO, so that extensions may be used.
     extended: bool,
     misdeeds: Misdeeds,
+    /// How long the client has been waited for since MAIL.
+    waited: Duration,
 }
 
 impl<T> Session<T> {
@@ -160,6 +163,7 @@ impl<T> Session<T> {
             security,
             extended: false,
             misdeeds,
+            waited: Duration::ZERO,
         }
     }
 
@@ -199,6 +203,7 @@ impl<T> Session<T> {
 
     /// The backend has accepted MAIL, which said SMTPUTF8 or not.
     pub fn began(&mut self, transaction: T, smtputf8: bool) {
+        self.waited = Duration::ZERO;
         self.state = State::Mail {
             transaction,
             smtputf8,
@@ -211,11 +216,24 @@ impl<T> Session<T> {
         self.state = State::Chunks(content);
     }
 
-    /// How fast the chunks come, between two of them.
-    pub fn pace(&mut self) -> Option<&mut Pace> {
+    /// How long to wait for the next command. An envelope has its time in all, a content in chunks its pace between them too.
+    pub fn command_patience(&self, options: &Options) -> Duration {
+        let left = match &self.state {
+            State::Connected | State::Greeted => return options.command_timeout,
+            State::Mail { .. } | State::Rcpt { .. } => {
+                options.envelope_timeout.saturating_sub(self.waited)
+            }
+            State::Chunks(content) => content.pace.patience(),
+        };
+        left.min(options.command_timeout)
+    }
+
+    /// A command has come after `waited`.
+    pub fn waited(&mut self, waited: Duration) {
         match &mut self.state {
-            State::Chunks(content) => Some(&mut content.pace),
-            _ => None,
+            State::Connected | State::Greeted => {}
+            State::Mail { .. } | State::Rcpt { .. } => self.waited += waited,
+            State::Chunks(content) => content.pace.count(waited, 0),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use crate::config::Config;
 
@@ -9,6 +10,9 @@ use crate::config::Config;
 const SEGMENT_BYTES_LEAST: u64 = 2 << 20;
 /// Recovery reads a segment at once.
 const SEGMENT_BYTES_LARGEST: u64 = 1 << 30;
+
+/// Clients wait for a banner too, and not all as long as RFC 5321 section 4.5.3.2.1 has it.
+const GREET_DELAY_LONGEST: Duration = Duration::from_secs(60);
 
 /// Something wrong, and the byte offset in the file of the value that is to blame; 0 when the text has to name the key.
 pub struct Contradiction {
@@ -120,6 +124,13 @@ fn single_values(config: &Config, wrong: &mut Vec<Contradiction>) {
         wrong.push(Contradiction::anywhere(
             "directory.recipient_delimiter: expected one character, or none",
         ));
+    }
+    if config.smtp.greet_delay.0 > GREET_DELAY_LONGEST {
+        wrong.push(Contradiction::anywhere(format!(
+            "smtp.greet_delay: {} seconds are too long, at most {} will do",
+            config.smtp.greet_delay.0.as_secs(),
+            GREET_DELAY_LONGEST.as_secs()
+        )));
     }
     if !(0.0..=1.0).contains(&config.telemetry.otlp_ratio) {
         wrong.push(Contradiction::anywhere(

@@ -115,7 +115,7 @@ async fn what_lies_unread_in_the_socket_counts_too() {
 async fn early_talkers() {
     // B-50
     let mut rig = Rig::new();
-    rig.options.greet_delay = Some(Duration::from_secs(3));
+    rig.options.greet_delay = Duration::from_secs(3);
     let mut client = rig.connect();
     client.send("EHLO x\r\n").await;
     client.hear("554 5.5.0").await;

@@ -42,6 +42,7 @@ pub struct Record {
     pub rejected: Vec<String>,
     pub rejected_client: Option<String>,
     pub ended: Vec<End>,
+    pub handshakes_failed: Vec<String>,
     pub asked: usize,
     pub chunk_bytes_max: usize,
     pub bytes: usize,
@@ -71,6 +72,10 @@ impl Edge {
 
     pub fn rejected(&self) -> Vec<String> {
         self.0.lock().unwrap().rejected.clone()
+    }
+
+    pub fn handshakes_failed(&self) -> Vec<String> {
+        self.0.lock().unwrap().handshakes_failed.clone()
     }
 
     pub fn ended(&self) -> Vec<End> {
@@ -143,6 +148,11 @@ impl Backend for Edge {
         let mut record = self.0.lock().unwrap();
         record.rejected_client = peer.client.as_ref().map(|client| client.name.to_string());
         record.rejected.push(format!("{phase}: {reply}"));
+    }
+
+    fn handshake_failed(&self, _: &Peer, cause: &str) {
+        let mut record = self.0.lock().unwrap();
+        record.handshakes_failed.push(cause.to_owned());
     }
 
     fn ended(&self, _: &Peer, end: End) {

@@ -95,6 +95,11 @@ async fn implicit_tls() {
         .unwrap();
     task.await.unwrap();
     assert_eq!(rig.edge.ended(), [End::HandshakeFailed]);
+    let causes = rig.edge.handshakes_failed();
+    assert!(
+        causes.len() == 1 && causes[0].contains("corrupt"),
+        "{causes:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -104,6 +109,7 @@ async fn a_handshake_that_never_comes_is_given_up() {
     let began = tokio::time::Instant::now();
     task.await.unwrap();
     assert_eq!(began.elapsed(), rig.options.handshake_timeout);
+    assert!(rig.edge.handshakes_failed()[0].starts_with("timed out"));
 }
 
 #[tokio::test(start_paused = true)]

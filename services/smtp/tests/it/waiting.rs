@@ -1,12 +1,12 @@
 //! Peers that keep us waiting, and a server that is told to stop.
 
-use crate::support::{Client, Rig};
+use crate::support::{Client, Keys, Rig};
 use hikyaku_smtp::backend::{Abort, End, Peer};
 use hikyaku_smtp::server::{Tls, serve_connection};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 #[tokio::test(start_paused = true)]
 async fn a_command_has_its_deadline_however_many_bytes_come() {
@@ -24,6 +24,58 @@ async fn a_command_has_its_deadline_however_many_bytes_come() {
     assert_eq!(began.elapsed(), Duration::from_secs(300));
     task.await.unwrap();
     assert_eq!(rig.edge.ended(), [End::TimedOut]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_envelope_has_its_time_however_often_a_command_comes() {
+    // the same recipient over and over, a new one, one that is refused for now, a name that is looked up for nothing
+    for line in ["alice@example.jp", "defer@example.jp", "u#@example.jp"] {
+        let rig = Rig::new();
+        let mut client = rig.connect();
+        client.hear("220 ").await;
+        client.say("EHLO x", "250-").await;
+        // time before MAIL is not the envelope's
+        sleep(Duration::from_secs(290)).await;
+        client.say("MAIL FROM:<a@example.com>", "250 ").await;
+        let began = Instant::now();
+        let mut heard = String::new();
+        for number in 0..10 {
+            let patience = Duration::from_secs(290);
+            if let Ok(reply) = timeout(patience, client.reply()).await {
+                heard = reply;
+                break;
+            }
+            let path = line.replace('#', &number.to_string());
+            client.send(format!("RCPT TO:<{path}>\r\n")).await;
+            client.reply().await;
+        }
+        assert!(heard.starts_with("421 4.4.2"), "{line}: {heard}");
+        assert_eq!(began.elapsed(), Duration::from_secs(1800), "{line}");
+        assert_eq!(client.reply().await, "closed");
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(rig.edge.ended(), [End::TimedOut]);
+        assert_eq!(rig.edge.aborted(), [Abort::Disconnected]);
+    }
+    // each envelope has its own, and time that we take does not count
+    let mut rig = Rig::new();
+    rig.options = rig
+        .options
+        .with_deadlines(Duration::from_secs(10), Duration::from_secs(10));
+    assert_eq!(rig.options.envelope_timeout, Duration::from_secs(300));
+    let mut client = rig.connect();
+    client.hear("220 ").await;
+    client.say("EHLO x", "250-").await;
+    for _ in 0..3 {
+        client.say("MAIL FROM:<a@example.com>", "250 ").await;
+        for number in 0..30 {
+            sleep(Duration::from_secs(9)).await;
+            let line = format!("RCPT TO:<u{number}@example.jp>");
+            client.say(&line, "250 ").await;
+        }
+        client.say("DATA", "354 ").await;
+        client.send("x\r\n.\r\n").await;
+        client.hear("250 ").await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -124,6 +176,22 @@ async fn draining_ends_the_idle_and_lets_a_content_finish() {
     late.hear("421 4.3.2").await;
     sleep(Duration::from_secs(2)).await;
     assert_eq!(rig.edge.ended(), [End::Drained; 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_waits_for_no_handshake_and_for_no_banner() {
+    let (mut rig, keys) = (Rig::new(), Keys::new());
+    rig.options.greet_delay = Duration::from_secs(20);
+    let (_silent, covered) = rig.start(Tls::Implicit(keys.acceptor.clone()));
+    let (silent, clear) = rig.start(Tls::Off);
+    sleep(Duration::from_secs(1)).await;
+    let began = Instant::now();
+    rig.drain.cancel();
+    Client::new(silent).hear("421 4.3.2").await;
+    covered.await.unwrap();
+    clear.await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(2));
+    assert_eq!(rig.edge.ended(), [End::Drained; 2]);
 }
 
 #[tokio::test]
