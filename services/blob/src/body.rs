@@ -162,8 +162,36 @@ pub enum BodyReader {
         /// Octets still owed by the frame, against a frame that lies.
         left: u64,
     },
-    /// In the blob store.
-    Blob(Box<dyn BlobReader>),
+    /// In the blob store, which may be a disk that rots: what it gives is checked on the way.
+    Blob {
+        /// The blob.
+        reader: Box<dyn BlobReader>,
+        /// What it must be.
+        owed: Box<Owed>,
+    },
+}
+
+/// What a blob still has to be to be the body that was put there.
+pub struct Owed {
+    left: u64,
+    seen: blake3::Hasher,
+    /// Its digest; empty where nobody knows.
+    blake3: Bytes,
+}
+
+impl Owed {
+    /// Notes a chunk, or the end. False when the blob is not what it must be.
+    fn note(&mut self, chunk: Option<&Bytes>) -> bool {
+        let Some(chunk) = chunk else {
+            let is_known = self.blake3.len() == blake3::OUT_LEN;
+            return self.left == 0
+                && (!is_known || self.seen.finalize().as_bytes()[..] == self.blake3[..]);
+        };
+        self.seen.update(chunk);
+        let left = self.left.checked_sub(chunk.len() as u64);
+        self.left = left.unwrap_or_default();
+        left.is_some()
+    }
 }
 
 impl BodyReader {
@@ -185,18 +213,33 @@ impl BodyReader {
             }
             Content::Blob(blob) => {
                 let id = message_id(&blob.id).map_err(|_| malformed())?;
-                Ok(BodyReader::Blob(blobs.open(id).await?))
+                Ok(BodyReader::Blob {
+                    reader: blobs.open(id).await?,
+                    owed: Box::new(Owed {
+                        left: body.size,
+                        seen: blake3::Hasher::new(),
+                        blake3: body.blake3.clone(),
+                    }),
+                })
             }
         }
     }
 
-    /// The next chunk; `None` at the end.
+    /// The next chunk; `None` at the end, which comes only after all that was put has been read back.
     ///
     /// # Errors
-    /// When the content cannot be read back.
+    /// When the content cannot be read back, or is another one.
     pub async fn read(&mut self) -> Result<Option<Bytes>, BlobError> {
         let (decoder, left) = match self {
-            BodyReader::Blob(reader) => return reader.read().await,
+            BodyReader::Blob { reader, owed } => {
+                let chunk = reader.read().await?;
+                if !owed.note(chunk.as_ref()) {
+                    return Err(BlobError::Unavailable(
+                        "the blob is not what was put there".into(),
+                    ));
+                }
+                return Ok(chunk);
+            }
             BodyReader::Inline { decoder, left } => (decoder, left),
         };
         let mut chunk = vec![0; usize::try_from(*left).unwrap_or(CHUNK).clamp(1, CHUNK)];

@@ -66,7 +66,12 @@ async fn bodies_read_back_as_written<B: Blobs>(open: impl Fn() -> Arc<B>) {
         );
         let mut lying = body.clone();
         lying.size += 1;
-        if size <= INLINE_MAX {
+        assert!(read_all(&*reopened, &lying).await.is_err());
+        if size > INLINE_MAX {
+            lying.size = body.size - 1;
+            assert!(read_all(&*reopened, &lying).await.is_err());
+            lying.size = body.size;
+            lying.blake3 = vec![0; blake3::OUT_LEN].into();
             assert!(read_all(&*reopened, &lying).await.is_err());
         }
     }

@@ -225,8 +225,11 @@ impl BlobReader for FileReader {
 mod tests {
     use std::sync::Arc;
 
+    use hikyaku_mail::id::{Class, MessageId, ShardId};
+
     use super::FileBlobs;
-    use crate::contract;
+    use crate::body::{BodyReader, BodyWriter, INLINE_MAX};
+    use crate::{Blobs, contract};
 
     #[tokio::test]
     async fn keeps_the_contract() {
@@ -235,5 +238,27 @@ mod tests {
         contract::all(|| Arc::new(FileBlobs::open(&root).unwrap())).await;
         let left = std::fs::read_dir(root.join("tmp")).unwrap().count();
         assert_eq!(left, 0, "unfinished writes left files");
+    }
+
+    #[tokio::test]
+    async fn bit_rot_is_an_error_not_another_mail() {
+        let directory = tempfile::tempdir().unwrap();
+        let blobs = Arc::new(FileBlobs::open(directory.path()).unwrap());
+        let id = MessageId::new(ShardId::new(Class::Incoming, 0), 1_795_000_000_000, 7);
+        let mut writer = BodyWriter::new(blobs.clone(), id);
+        writer.write(&vec![b'x'; 2 * INLINE_MAX]).await.unwrap();
+        let body = writer.finish().await.unwrap();
+        let path = FileBlobs::path(directory.path(), blobs.list().await.unwrap()[0]);
+        let mut octets = std::fs::read(&path).unwrap();
+        octets[INLINE_MAX] ^= 1;
+        std::fs::write(&path, octets).unwrap();
+        let mut reader = BodyReader::open(&*blobs, &body).await.unwrap();
+        let ended = loop {
+            match reader.read().await {
+                Ok(Some(_)) => {}
+                ended => break ended,
+            }
+        };
+        assert!(ended.is_err());
     }
 }
