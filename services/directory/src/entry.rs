@@ -15,7 +15,8 @@
 //! | `mgrpErrorsTo` | 0 or 1 | who hears of failing members |
 //!
 //! An entry with objectClass `domainRelatedObject` names hosted domains: `associatedDomain`, for the tenant `o`, else `ou`,
-//! else its first domain; its `mailHost` is the tenant's default mbox. Other entries (people, units) are passed over.
+//! else its first domain; its `mailHost` is the tenant's default mbox (a server's schema allows it there with the class
+//! `inetLocalMailRecipient`). It is no mailbox: an address in it is in doubt, not unknown. Other entries (people, units) are passed over.
 //! What is wrong with an entry is listed in it, and makes that entry alone unavailable. Next: `load`.
 
 use std::str::FromStr;
@@ -101,6 +102,8 @@ pub struct Domains {
     pub domains: Vec<String>,
     /// The tenant's default mbox.
     pub mail_host: Option<String>,
+    /// Each `mailLocalAddress`, with its line: a mailbox's, and this is no mailbox.
+    pub addresses: Vec<(u32, Mailbox)>,
     /// What is wrong.
     pub errors: Vec<(u32, String)>,
 }
@@ -273,6 +276,14 @@ fn host(text: &str) -> Result<String, String> {
     normal_domain(text).map_err(|_| "not a host name".to_owned())
 }
 
+/// RFC 4517 section 3.3.16 has digits alone; `parse` would take a `+`.
+fn octets(text: &str) -> Result<u64, String> {
+    let digits = Some(text).filter(|text| text.bytes().all(|octet| octet.is_ascii_digit()));
+    digits
+        .and_then(|digits| digits.parse().ok())
+        .ok_or_else(|| "expected a number of octets".to_owned())
+}
+
 fn state(text: &str) -> Result<AccountState, String> {
     match text.to_ascii_lowercase().as_str() {
         "active" => Ok(AccountState::Active),
@@ -288,6 +299,10 @@ fn domains(fields: &Fields<'_, '_>) -> Domains {
     let mut errors = Vec::new();
     let domains = values(fields, Name::AssociatedDomain, &mut errors, host);
     let mail_host = one(fields, Name::MailHost, &mut errors, host);
+    let addresses = fields
+        .named(Name::MailLocalAddress)
+        .filter_map(|value| Some((value.line, text(value).ok()?.parse().ok()?)))
+        .collect();
     let text_of = |name: Name| {
         fields
             .named(name)
@@ -309,6 +324,7 @@ fn domains(fields: &Fields<'_, '_>) -> Domains {
         tenant,
         domains,
         mail_host,
+        addresses,
         errors,
     }
 }
@@ -366,10 +382,7 @@ fn recipient(fields: &Fields<'_, '_>, is_group: bool) -> Recipient {
         mail_host: one(fields, Name::MailHost, &mut errors, host),
         routing,
         passwords,
-        quota_bytes: one(fields, Name::MailQuotaSize, &mut errors, |text| {
-            text.parse()
-                .map_err(|_| "expected a number of octets".to_owned())
-        }),
+        quota_bytes: one(fields, Name::MailQuotaSize, &mut errors, octets),
         state: one(fields, Name::AccountStatus, &mut errors, state).unwrap_or_default(),
         group,
         errors,
@@ -519,6 +532,16 @@ mod tests {
                 "mailLocalAddress: a@x\nmailQuotaSize: 1G\n",
                 4,
                 "mailquotasize: 1G: expected a number of octets",
+            ),
+            (
+                "mailLocalAddress: a@x\nmailQuotaSize: +1\n",
+                4,
+                "mailquotasize: +1: expected a number of octets",
+            ),
+            (
+                "mailLocalAddress: a@x\nmailQuotaSize: 18446744073709551616\n",
+                4,
+                "mailquotasize: 18446744073709551616: expected a number of octets",
             ),
             (
                 "mailLocalAddress: a@x\nentryUUID: a b\n",

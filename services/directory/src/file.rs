@@ -193,7 +193,7 @@ fn why(path: &Path, reload: &Reload) -> String {
             format!("{file}: cannot be used{why}; the last good directory answers")
         }
         Reload::TooMuchLost { lost, of } => format!(
-            "{file}: has lost {lost} of {of} entries; the last good directory answers until `hikyaku directory accept`"
+            "{file}: has lost {lost} of {of} entries (an entry with another entryUUID is another one); the last good directory answers until `hikyaku directory accept`"
         ),
     }
 }

@@ -17,6 +17,8 @@ pub struct Settings {
     pub postmaster: Option<Mailbox>,
     /// Cuts `user+detail`; `None` switches subaddressing off.
     pub recipient_delimiter: Option<char>,
+    /// Octets of a mailbox whose entry has no `mailQuotaSize`; 0 is unlimited.
+    pub quota_bytes_default: u64,
     /// Bounds on the file.
     pub limits: ldif::Limits,
     /// Mailboxes, aliases, forwards, groups and domain entries.
@@ -34,6 +36,7 @@ impl Settings {
             default_domain: default_domain.to_owned(),
             postmaster: None,
             recipient_delimiter: Some('+'),
+            quota_bytes_default: 0,
             limits: ldif::Limits::default(),
             entries_max: 20_000_000,
             findings_max: 1000,

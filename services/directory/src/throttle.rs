@@ -6,11 +6,11 @@
 //! |---|---|---|---|
 //! | source and account | 10 | one a minute | refused |
 //! | source | 50 | one each 30 seconds | refused, but not an account that has logged in from there within a week |
-//! | account | 20 free | one a minute | each login slowed by 250 ms more, at most 5 s; never refused |
+//! | account | 20 free | one a minute | each login slowed by 250 ms more, at most 5 s; never refused. Not where it has logged in from within a week |
 //!
 //! So nobody locks a user out from elsewhere, nor a neighbour behind the same NAT out who logs in there usually. Logins that
 //! are under way are not counted yet: a source may overshoot by as many as it has connections, which takes it longer to be
-//! forgiven. A login is counted under the name it was asked for; an account's other names count apart.
+//! forgiven. A login is counted under the name it was asked for, in whatever spelling; an account's other names count apart.
 //!
 //! Memory is fixed: four tables of slots, a slot for a hash and a time, the least important one of four giving way to a new one.
 //! With many more sources than slots light offenders are forgotten; heavy ones are not.
@@ -19,8 +19,11 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use hikyaku_mail::path::Mailbox;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
+
+use crate::table::address_key;
 
 /// Slots that one hash may be in.
 const WAYS: usize = 4;
@@ -147,6 +150,9 @@ impl Throttle {
             .accounts
             .count(hashes.account, now_ms)
             .saturating_sub(self.limits.account_failures_free);
+        if tables.known.count(hashes.pair, now_ms) > 0 {
+            return Admission::After(Duration::ZERO);
+        }
         let delay = self.limits.account_delay_step.saturating_mul(over);
         Admission::After(delay.min(self.limits.account_delay_max))
     }
@@ -176,7 +182,7 @@ impl Throttle {
             IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)),
         }
         .octets();
-        let login = login.trim().to_ascii_lowercase();
+        let login = spelling(login.trim());
         Hashes {
             pair: self.hash(&[b"p", &source, login.as_bytes()]),
             source: self.hash(&[b"s", &source]),
@@ -196,6 +202,15 @@ impl Throttle {
 
     fn now_ms(&self) -> u64 {
         u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// One for all ways to write a login: the directory takes `"al\ice"@example.jp` for `alice@example.jp`, and whoever guesses could
+/// have a count of its own for each.
+fn spelling(login: &str) -> String {
+    match login.parse::<Mailbox>() {
+        Ok(address) => address_key(&address),
+        Err(_) => login.to_ascii_lowercase(),
     }
 }
 
@@ -393,6 +408,40 @@ mod tests {
         // 80 at most are remembered, 60 of them over what is free
         advance(Duration::from_secs(60 * 60)).await;
         assert_eq!(throttle.admit(user, "alice"), FREE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_account_under_attack_is_as_fast_as_ever_where_its_user_is_known() {
+        let (throttle, home) = (throttle(), ip("192.0.2.1"));
+        throttle.right(home, "alice");
+        for number in 0..1000 {
+            throttle.wrong(numbered(number), "alice");
+        }
+        assert_eq!(throttle.admit(home, "alice"), FREE);
+        let delayed = Admission::After(Duration::from_secs(5));
+        assert_eq!(throttle.admit(ip("192.0.2.2"), "alice"), delayed);
+        // who guesses there is limited there
+        fail(&throttle, home, "alice", 10);
+        assert_eq!(throttle.admit(home, "alice"), Admission::Throttled);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_spelling_of_a_login_is_no_other_login() {
+        let (throttle, here) = (throttle(), ip("192.0.2.1"));
+        let spellings = [
+            "alice@example.jp",
+            "ALICE@Example.JP",
+            "\"alice\"@example.jp",
+            "\"al\\ice\"@example.jp",
+            " alice@example.jp",
+        ];
+        for spelling in spellings {
+            fail(&throttle, here, spelling, 2);
+        }
+        for spelling in spellings {
+            assert_eq!(throttle.admit(here, spelling), Admission::Throttled);
+        }
+        assert_eq!(throttle.admit(here, "alice@example.com"), FREE);
     }
 
     #[tokio::test(start_paused = true)]

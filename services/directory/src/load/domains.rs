@@ -8,7 +8,7 @@ use hikyaku_mail::path::normal_domain;
 use crate::entry::printable;
 use crate::finding::Severity;
 use crate::load::Loader;
-use crate::table::{DomainOwner, Tenant};
+use crate::table::{DomainOwner, Tenant, address_key};
 
 impl Loader<'_> {
     /// The names of our mboxes, in order.
@@ -80,6 +80,14 @@ impl Loader<'_> {
                         format!("{domain} is another tenant's too, or its other entry is broken"),
                     ));
                 }
+            }
+            for (line, address) in entry.addresses {
+                // somebody's, perhaps: never "no such user"
+                let what = format!(
+                    "mailLocalAddress {address}: the entry of a domain is no mailbox; it is unavailable"
+                );
+                self.find(Severity::Error, line, Some(&entry.dn), what);
+                self.addresses_in_doubt.push(address_key(&address).into());
             }
             for (line, what) in errors {
                 self.find(Severity::Error, line, Some(&entry.dn), what);

@@ -69,6 +69,13 @@ async fn a_broken_entry_is_unavailable_alone() {
             &["a@b.jp", "anybody@b.jp"],
         ),
         (
+            "a mailbox in the entry of a domain",
+            "dn: dc=b\nobjectClass: domainRelatedObject\nobjectClass: inetLocalMailRecipient\no: B\nassociatedDomain: b.jp\nmailHost: mbox1\n\
+             mailLocalAddress: a@b.jp\nentryUUID: 1\n",
+            "line 18: error: dc=b: mailLocalAddress a@b.jp: the entry of a domain is no mailbox; it is unavailable",
+            &["a@b.jp", "a+x@b.jp"],
+        ),
+        (
             "a tenant's default mbox that is not ours",
             "dn: dc=b\nobjectClass: domainRelatedObject\no: B\nassociatedDomain: b.jp\nmailHost: mbox9\n",
             "line 12: error: dc=b: mailHost: the tenant's default mbox is none of our mboxes",

@@ -2,7 +2,10 @@
 
 use hikyaku_directory::ldif_directory::{Loss, Reload, Stamp, Stillness};
 
-use crate::{decision, file, load, user};
+use hikyaku_directory::Directory;
+use hikyaku_directory::settings::Settings;
+
+use crate::{decision, file, load, settings, user};
 
 fn users(range: std::ops::Range<u32>) -> String {
     file(&range.map(|n| user(&format!("u{n}"))).collect::<String>())
@@ -35,6 +38,52 @@ async fn a_good_file_replaces_and_a_broken_one_does_not() {
             "mbox mbox1, account id-u21"
         );
     }
+}
+
+#[tokio::test]
+async fn the_sites_quota_counts_where_an_entry_has_none() {
+    let text = file(&format!(
+        "{}{}",
+        user("own").replace("\n\n", "\nmailQuotaSize: 7\n\n"),
+        user("free").replace("\n\n", "\nmailQuotaSize: 0\n\n")
+    ));
+    let directory = load(&text).unwrap();
+    let quotas = async || {
+        let mut quotas = Vec::new();
+        for id in ["id-root", "id-own", "id-free"] {
+            let account = directory.account(&id.parse().unwrap()).await;
+            quotas.push(account.unwrap().unwrap().quota_bytes);
+        }
+        quotas
+    };
+    assert_eq!(quotas().await, [None, Some(7), Some(0)]);
+    let settings = Settings {
+        quota_bytes_default: 1000,
+        ..settings()
+    };
+    let prepared = directory.prepare(text.as_bytes(), settings, Loss::Few);
+    directory.adopt(prepared.map_err(drop).unwrap());
+    assert_eq!(quotas().await, [Some(1000), Some(7), Some(0)]);
+    // and it stays when the file is read again
+    directory.reload(text.as_bytes(), Loss::Few);
+    assert_eq!(quotas().await, [Some(1000), Some(7), Some(0)]);
+}
+
+#[tokio::test]
+async fn users_with_new_ids_would_have_empty_mailboxes_and_wait_for_the_operator() {
+    let directory = load(&users(0..19)).unwrap();
+    // what a server makes of a file that it gives its own entryUUIDs to
+    let renamed = users(0..19).replace("entryUUID: id-u", "entryUUID: other-u");
+    assert_eq!(
+        directory.reload(renamed.as_bytes(), Loss::Few),
+        Reload::TooMuchLost { lost: 19, of: 20 }
+    );
+    assert_eq!(
+        decision(&directory, "u0@example.jp").await,
+        "mbox mbox1, account id-u0"
+    );
+    let accepted = directory.reload(renamed.as_bytes(), Loss::Accepted);
+    assert!(matches!(accepted, Reload::Replaced { entries: 20, .. }));
 }
 
 #[tokio::test]
