@@ -42,9 +42,6 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-/// So often times may be apart before they are: where refusals do differ, they do each time.
-const TRIES: usize = 5;
-
 /// Medians of refusals: of a known login, of an unknown one, of one without a password.
 async fn medians(directory: &LdifDirectory) -> [Duration; 3] {
     let logins = ["alice", "nobody", "root"];
