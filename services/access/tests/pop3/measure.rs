@@ -1,6 +1,7 @@
 //! Logins over real sockets. Mostly figures, not tests: `cargo test -p hikyaku-access --release -- --ignored --nocapture measure_logins`, and so on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use hikyaku_access::mailboxes::{Mailboxes, MailboxesOptions};
 use hikyaku_access::pop3::options::{Login, Pop3Options, Tls};
@@ -40,7 +41,12 @@ fn directory() -> LdifDirectory {
         ));
     }
     let settings = Settings::new(&["mbox1"], "example.jp");
-    LdifDirectory::load(text.as_bytes(), settings, PoolLimits::default()).unwrap()
+    // whoever waits gets in, on a slow machine too
+    let pool = PoolLimits {
+        wait_max: Duration::from_secs(300),
+        ..PoolLimits::default()
+    };
+    LdifDirectory::load(text.as_bytes(), settings, pool).unwrap()
 }
 
 /// A listener on loopback that serves alice's two mails.
@@ -61,6 +67,7 @@ async fn listen() -> std::net::SocketAddr {
     });
     let options = Arc::new(Pop3Options {
         login: Login::Cleartext,
+        login_timeout: Duration::from_secs(300),
         ..Pop3Options::default()
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
