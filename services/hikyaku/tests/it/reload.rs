@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rustix::process::Signal;
 
@@ -235,19 +235,23 @@ fn b44_a_hundred_swaps_lose_no_handshake() {
     let node = site.start();
     let pop3s = node.address("pop3s");
     let done = Arc::new(AtomicBool::new(false));
+    let handshakes = Arc::new(AtomicUsize::new(0));
     let clients: Vec<_> = (0..2)
         .map(|_| {
-            let done = done.clone();
+            let (done, handshakes) = (done.clone(), handshakes.clone());
             std::thread::spawn(move || {
                 let mut seen = Vec::new();
                 while !done.load(Ordering::Relaxed) {
                     seen.push(served_certificate(pop3s));
+                    handshakes.fetch_add(1, Ordering::Relaxed);
                 }
                 seen
             })
         })
         .collect();
-    for round in 0..100 {
+    let mut round = 0;
+    // on a slow machine more of them, so that there are handshakes among them
+    while round < 100 || (round < 1000 && handshakes.load(Ordering::Relaxed) <= 50) {
         match round % 4 {
             0 | 1 => good.push(site.certificate(2098)),
             2 => drop(site.certificate(2021)),
@@ -255,6 +259,7 @@ fn b44_a_hundred_swaps_lose_no_handshake() {
         }
         node.signal(Signal::HUP);
         std::thread::sleep(std::time::Duration::from_millis(10));
+        round += 1;
     }
     let last = site.certificate(2097);
     good.push(last.clone());
