@@ -116,8 +116,9 @@ fn readers_take_time_and_memory_in_proportion() {
             panic!("{why}");
         }
     }
-    // and it is seen when something does not
-    assert!(check(&QUADRATIC_TIME).is_err_and(|why| why.contains("times as long")));
+    // and it is seen when something does not; a neighbour may spoil one reading for it, too
+    let seen = || check(&QUADRATIC_TIME).is_err_and(|why| why.contains("times as long"));
+    assert!((0..TRIES).any(|_| seen()));
     assert!(check(&QUADRATIC_MEMORY).is_err_and(|why| why.contains("allocates")));
 }
 
