@@ -15,7 +15,7 @@
 //! CLOSED: the server has closed the connection
 //! LOG: text that the server logs in one line, sooner or later
 //! READ user: a POP3 session in which `S:` lines are the lines of the user's only mail; `S: *` as above
-//! COUNT user 2: so many mails arrive in the user's maildrop, not more
+//! COUNT user 2: so many mails are in the user's maildrop, not more, once all that was accepted was tried
 //! ```
 
 use std::collections::VecDeque;
@@ -27,7 +27,7 @@ use super::talk::{Talk, wait_for_mails};
 use super::wire;
 
 /// Longest wait for a line of the log.
-const LOG_TIMEOUT: Duration = Duration::from_secs(10);
+const LOG_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Where a dialogue takes place.
 #[derive(Clone, Copy, Debug)]
@@ -98,6 +98,8 @@ impl Player<'_> {
             "COUNT" => {
                 let (user, count) = rest.split_once(' ').ok_or("COUNT user number")?;
                 let count = count.parse().map_err(|_| "COUNT user number")?;
+                // what was accepted has arrived by then, and one too many with it
+                self.stage.site.wait_until_tried();
                 wait_for_mails(self.stage.site.pop3, user, PASSWORD, count);
                 Ok(())
             }

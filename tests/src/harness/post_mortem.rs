@@ -17,6 +17,8 @@ use prost::Message as _;
 use super::site::Site;
 use super::strace::Written;
 
+/// Free bytes of a file system in memory that is worth using.
+const SCRATCH_MIN: u64 = 2 << 30;
 /// Bytes of a frame before its payload.
 const FRAME_HEADER: usize = 32;
 
@@ -187,13 +189,13 @@ fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     None
 }
 
-/// Where files that need not survive anything are fastest.
+/// Where files that need not survive anything are fastest, if there is room for those of several sites: containers often have
+/// 64 MiB of memory for files.
 pub fn scratch() -> std::path::PathBuf {
     let memory = Path::new("/dev/shm");
-    if memory.is_dir() {
-        memory.to_owned()
-    } else {
-        std::env::temp_dir()
+    match rustix::fs::statvfs(memory) {
+        Ok(room) if room.f_bavail.saturating_mul(room.f_frsize) >= SCRATCH_MIN => memory.to_owned(),
+        _ => std::env::temp_dir(),
     }
 }
 

@@ -14,7 +14,7 @@ use loadtest::random::Random;
 
 use super::backup::{Places, gone, places, reused};
 use super::binary::program;
-use super::load::{Load, events, queue_id, verify_settled};
+use super::load::{Load, acknowledged, events, queue_id, verify_settled};
 use super::post_mortem::scratch;
 use super::server::{Server, Traced, listeners_of};
 use super::site::{Plan, Site};
@@ -22,11 +22,13 @@ use super::site::{Plan, Site};
 /// Mailbox shards of the recorded site.
 const SHARDS: [u16; 2] = [0, 1];
 /// Longest wait for an image's last mail.
-const WAIT: Duration = Duration::from_secs(30);
+const WAIT: Duration = Duration::from_secs(120);
 /// How long an image is watched for a copy too many.
 const SETTLE: Duration = Duration::from_millis(30);
 /// Between two looks at the UIDs of the recorded run.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Longest recorded run, on a machine where little happens in the length asked for.
+const LONGEST: Duration = Duration::from_secs(120);
 
 /// What a client had seen of UIDs, and when, Unix seconds.
 struct Sighting {
@@ -46,17 +48,17 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// Records a run of about `length` under `load`, ended by a kill.
+    /// Records a run of about `length` under `load`, longer until `messages` are acknowledged, ended by a kill.
     ///
     /// # Panics
     /// When it does not come about.
-    pub fn make(plan: Plan, load: &Load, length: Duration) -> Recording {
+    pub fn make(plan: Plan, load: &Load, length: Duration, messages: usize) -> Recording {
         let site = Site::new(plan);
         let trace = site.home().join("trace");
         std::fs::create_dir(site.data()).expect("the data directory");
         let mut server = start_recorded(&site, &trace);
         let loading = load.start(&site);
-        let sightings = watch(&site, length);
+        let sightings = watch(&site, length, messages);
         server.kill();
         loading.end();
         let trace = std::fs::read_to_string(&trace).expect("the trace");
@@ -238,7 +240,7 @@ fn few_mails(site: &Site, dice: &mut Random) -> Result<(), String> {
         sessions: 2,
         size: "80:1K-20K,20:150K-200K".to_owned(),
         recipients: 2,
-        deadline: Duration::from_secs(30),
+        deadline: Duration::from_secs(120),
         seed: dice.bits(),
         senders: "users",
     };
@@ -278,10 +280,11 @@ fn start_recorded(site: &Site, trace: &Path) -> Server {
 }
 
 /// Looks at the UIDs of a running site now and then.
-fn watch(site: &Site, length: Duration) -> Vec<Sighting> {
+fn watch(site: &Site, length: Duration, messages: usize) -> Vec<Sighting> {
     let began = std::time::Instant::now();
     let mut sightings = Vec::new();
-    while began.elapsed() < length {
+    let enough = || acknowledged(&site.ledger()).len() >= messages;
+    while began.elapsed() < length || (!enough() && began.elapsed() < LONGEST) {
         std::thread::sleep(LOOK_EVERY);
         let places = places(site, &SHARDS);
         sightings.push(Sighting { at: now(), places });

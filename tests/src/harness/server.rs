@@ -14,9 +14,9 @@ use super::binary::program;
 use super::site::Site;
 
 /// Longest wait for the listeners.
-pub const START_TIMEOUT: Duration = Duration::from_secs(60);
+pub const START_TIMEOUT: Duration = Duration::from_secs(120);
 /// Longest wait for the end after SIGTERM: the drain, and what is left to flush.
-const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+const STOP_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A running `hikyaku all`.
 #[derive(Debug)]

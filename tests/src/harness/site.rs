@@ -6,17 +6,36 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 use loadtest::users::{self, User};
 use tempfile::TempDir;
 
 use super::binary::{Said, hikyaku};
+use super::wait_for;
 
 /// The hosted domain.
 pub const DOMAIN: &str = "example.jp";
 /// Ports are given out from here, below the ephemeral range: a client that waits for a restarting server could
 /// otherwise connect to itself.
-const PORTS: std::ops::Range<u16> = 10_000..32_000;
+const PORTS: std::ops::Range<u16> = 10_000..31_000;
+/// What `hikyaku queue list` says of a recipient that was not tried yet.
+const UNTRIED: &str = "due now, ";
+/// What it says of any.
+const RECIPIENT_STATES: [&str; 10] = [
+    UNTRIED,
+    "held (",
+    "deferred ",
+    "delivered, ",
+    "bounced, ",
+    "expanded, ",
+    "same as ",
+    "deleted ",
+    "cancelled, ",
+    "done, ",
+];
+/// Longest wait for what was accepted to be tried.
+const TRIED_TIMEOUT: Duration = Duration::from_secs(60);
 
 static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
 
@@ -25,9 +44,8 @@ static NEXT_PORT: AtomicU16 = AtomicU16::new(0);
 /// # Panics
 /// When all ports are taken.
 pub fn free_address() -> SocketAddr {
-    // tests of other processes begin elsewhere
     let span = PORTS.end - PORTS.start;
-    let first = (std::process::id() % u32::from(span)) as u16;
+    let first = own_place(span);
     for _ in 0..span {
         let port = PORTS.start + (first + NEXT_PORT.fetch_add(1, Ordering::Relaxed) % span) % span;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -36,6 +54,11 @@ pub fn free_address() -> SocketAddr {
         }
     }
     panic!("no free port in {PORTS:?}");
+}
+
+/// Where in a range of `span` ports this process begins: tests of other processes begin elsewhere, those of the next process too.
+pub fn own_place(span: u16) -> u16 {
+    (std::process::id().wrapping_mul(2_654_435_761) >> 8) as u16 % span
 }
 
 /// The password of every user of [`Plan::sample`].
@@ -362,6 +385,28 @@ impl Site {
         total
             .and_then(|text| text.parse().ok())
             .unwrap_or_else(|| panic!("no total in {out:?}"))
+    }
+
+    /// Waits until everything accepted so far was tried: it is in its mailboxes, or deferred, held or failed. What is not there
+    /// then will not come by itself.
+    ///
+    /// # Panics
+    /// When something is tried for ever, or the process does not say.
+    pub fn wait_until_tried(&self) {
+        wait_for("all mail to be tried", TRIED_TIMEOUT, || {
+            let out = self.ask(&["queue", "list"]).must();
+            let mut held = false;
+            !out.lines().any(|line| {
+                if !line.starts_with(' ') {
+                    held = line.contains(" held: ");
+                    return false;
+                }
+                let state = line.split_once("> ").expect("a recipient").1;
+                let known = RECIPIENT_STATES.iter().any(|word| state.starts_with(word));
+                assert!(known, "no state of a recipient: {line}");
+                !held && state.starts_with(UNTRIED)
+            })
+        });
     }
 
     fn write_config(&self) {

@@ -10,9 +10,9 @@ use rustls::ClientConfig;
 use super::wire::Wire;
 
 /// Longest wait for one line.
-const LINE_TIMEOUT: Duration = Duration::from_secs(20);
+const LINE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest wait for mail to arrive.
-const MAIL_TIMEOUT: Duration = Duration::from_secs(20);
+const MAIL_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long nothing more may arrive once all is there.
 const MAIL_SETTLE: Duration = Duration::from_millis(150);
 

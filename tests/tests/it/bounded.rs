@@ -20,8 +20,6 @@ use hikyaku_tests::harness::wait_for;
 const START_MAX: Duration = Duration::from_secs(5);
 /// Longest wait for something that takes a few seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// When a new LDIF file has been read at the latest.
-const RELOADED: Duration = Duration::from_secs(4);
 /// How often directories and memory are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -190,7 +188,10 @@ fn a_held_message_and_an_idle_mailbox_hold_no_disk() {
     );
     assert!(reply.starts_with("250"), "{reply}");
     let id = reply.rsplit(' ').next().expect("a queue id").to_owned();
-    site.ask(&["queue", "hold", &id]).must();
+    // right after its 250 it may be in the log only, and not known yet
+    wait_for("the hold", PATIENCE, || {
+        site.ask(&["queue", "hold", &id]).ok
+    });
 
     let log_max = LOG_MIB * MIB;
     let wanted = asked("HIKYAKU_BOUNDED_GIB").map_or(LOG_TURNS * log_max, |gib| gib << 30);
@@ -318,9 +319,11 @@ fn fill_and_recover(plan: Plan, size: &str, patience: Duration) -> Filled {
     });
     let resident = server.resident_peak();
     wait_until_full(&site, PATIENCE);
-    site.write_ldif(free);
     // whoever is tried before it is read again costs the log one more delivery in vain
-    std::thread::sleep(RELOADED);
+    let reloads = |server: &Server| server.log().matches("directory read again").count();
+    let before = reloads(&server);
+    site.write_ldif(free);
+    wait_for("the new directory", PATIENCE, || reloads(&server) > before);
     let (peaks, ()) = Peaks::during(&site, &server, || {
         wait_for("mail to be taken again", patience, || {
             retry(&site);

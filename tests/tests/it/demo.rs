@@ -5,25 +5,34 @@ use std::net::TcpListener;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use hikyaku_tests::harness::binary::{hikyaku, program, run};
 use hikyaku_tests::harness::server::Server;
-use hikyaku_tests::harness::site::{PASSWORD, free_address};
+use hikyaku_tests::harness::site::{PASSWORD, own_place};
 use hikyaku_tests::harness::talk::{Talk, wait_for_mails};
 
 /// Longest wait for a line that is printed at once.
-const LINE_TIMEOUT: Duration = Duration::from_secs(5);
+const LINE_TIMEOUT: Duration = Duration::from_secs(60);
+/// An idle process waits for nobody when it is told to stop: far less than `drain_timeout` allows it, 30 s.
+const IDLE_STOP_MAX: Duration = Duration::from_secs(15);
+/// Bases whose ports are above those of sites and below the ephemeral range.
+const BASES: std::ops::Range<u16> = 30_900..31_700;
 
-/// A port base all of whose ports are free.
+/// A port base all of whose ports are free, and nobody's else in this process.
 fn free_base() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let span = BASES.end - BASES.start;
+    let first = own_place(span);
     let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
-    loop {
-        let base = free_address().port() - 525;
-        if is_free(base + 110) && is_free(base + 525) && is_free(base + 995) {
+    for _ in 0..span {
+        let base = BASES.start + (first + NEXT.fetch_add(1, Ordering::Relaxed) % span) % span;
+        if [110, 525, 995].iter().all(|offset| is_free(base + offset)) {
             return base;
         }
     }
+    panic!("no free port base in {BASES:?}");
 }
 
 fn start(directory: &Path, base: Option<u16>) -> Server {
@@ -110,7 +119,7 @@ fn a_stranger_starts_it_pastes_its_lines_stops_it_and_starts_it_again() {
     assert_eq!(before.len(), 1);
     let (status, took) = server.interrupt();
     assert!(
-        status.success() && took < Duration::from_secs(5),
+        status.success() && took < IDLE_STOP_MAX,
         "{status} after {took:?}"
     );
     let mut server = start(&directory, None);

