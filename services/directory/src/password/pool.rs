@@ -138,6 +138,9 @@ mod tests {
     use super::{Pool, Verdict};
     use crate::password::{PoolLimits, hash_argon2, hash_ssha256};
 
+    /// For those who are to get their turn, on a slow machine too.
+    const PATIENCE: Duration = Duration::from_secs(300);
+
     fn slow() -> Vec<Box<str>> {
         vec![hash_argon2(b"pw", b"saltsaltsaltsalt").unwrap().into()]
     }
@@ -165,6 +168,7 @@ mod tests {
         let limits = PoolLimits {
             hashing_max: 1,
             waiting_max: 2,
+            wait_max: PATIENCE,
             ..PoolLimits::default()
         };
         let pool = Pool::new(limits);
@@ -291,6 +295,7 @@ mod tests {
     async fn a_flood_leaves_the_async_threads_to_others() {
         let pool = std::sync::Arc::new(Pool::new(PoolLimits {
             hashing_max: 1,
+            wait_max: PATIENCE,
             ..PoolLimits::default()
         }));
         let flood: Vec<_> = (0..40)
