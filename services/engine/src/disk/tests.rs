@@ -47,7 +47,7 @@ impl contract::Machine for Disk {
 
 /// Waits for background work; the deadline only bounds a failing test.
 fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    for _ in 0..1_000 {
+    for _ in 0..6_000 {
         if done() {
             return;
         }
