@@ -68,6 +68,7 @@ async fn listen() -> std::net::SocketAddr {
     let options = Arc::new(Pop3Options {
         login: Login::Cleartext,
         login_timeout: Duration::from_secs(300),
+        directory_timeout: Duration::from_secs(300),
         ..Pop3Options::default()
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
