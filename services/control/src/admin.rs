@@ -29,7 +29,7 @@ pub type Rcpt = Arc<dyn Fn(ForwardPath) -> BoxFuture<'static, Reply> + Send + Sy
 pub type AcceptDirectory =
     Arc<dyn Fn() -> BoxFuture<'static, Result<DirectoryAcceptReply, Status>> + Send + Sync>;
 
-/// What an operator must look at beside the shards, one line each.
+/// What an operator must look at, one line each.
 pub type NodeAlarms = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
 
 /// The admin service of one node.
@@ -46,7 +46,7 @@ pub struct AdminService {
     pub archive: Arc<dyn Archive>,
     /// What this node listens on, `smtp 127.0.0.1:25` and so on.
     pub listeners: Vec<String>,
-    /// Certificates, configuration, directory: whatever is no shard's.
+    /// What an operator must look at.
     pub alarms: NodeAlarms,
 }
 
@@ -137,12 +137,7 @@ impl Admin for AdminService {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             shards,
             listeners: self.listeners.clone(),
-            alarms: self
-                .queues
-                .shards()
-                .flat_map(|shard| shard.alarms())
-                .chain((self.alarms)())
-                .collect(),
+            alarms: (self.alarms)(),
         }))
     }
 }

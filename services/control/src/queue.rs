@@ -47,9 +47,6 @@ pub trait LedQueue: Send + Sync + 'static {
 
     /// How it is.
     fn status(&self) -> ShardStatus;
-
-    /// What has not answered for long, one line each.
-    fn alarms(&self) -> Vec<String>;
 }
 
 /// The queue shards of this node.

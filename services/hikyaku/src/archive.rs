@@ -130,10 +130,6 @@ impl LedQueue for LocalQueue {
             shard.read(|machine| machine.index().messages().len()) as u64,
         )
     }
-
-    fn alarms(&self) -> Vec<String> {
-        self.0.alarms()
-    }
 }
 
 fn status<M: Machine>(shard: &Shard<M>, messages: u64) -> ShardStatus {

@@ -85,6 +85,12 @@ pub fn disk_alarm(directory: &Path, segment_bytes: u64) -> Option<String> {
     })
 }
 
+/// An alarm while a shard refuses work.
+pub fn parked_alarm<M: Machine>(shard: &Shard<M>) -> Option<String> {
+    let trouble = shard.trouble()?;
+    Some(format!("{} is parked: {trouble}", shard.id()))
+}
+
 impl Observed {
     /// Answers on `listener` until the node drains.
     pub fn serve(self: Arc<Self>, listener: TcpListener) {
