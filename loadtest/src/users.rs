@@ -80,7 +80,8 @@ pub fn generate(count: usize, domain: &str, mboxes: &[String]) -> anyhow::Result
     );
     // the domain's own entry: whose it is, and where users without mailHost live
     let mut ldif = format!(
-        "version: 1\n\ndn: o={domain}\nobjectClass: organization\nobjectClass: domainRelatedObject\no: {domain}\n\
+        "version: 1\n\ndn: o={domain}\nobjectClass: organization\nobjectClass: domainRelatedObject\n\
+         objectClass: inetLocalMailRecipient\no: {domain}\n\
          associatedDomain: {domain}\nmailHost: {}\n",
         mboxes[0]
     );
