@@ -47,6 +47,10 @@ use crate::{
 /// Largest segment that may be configured; offsets in a segment are 32 bits and recovery reads a segment at once.
 const SEGMENT_BYTES_LARGEST: u64 = 1 << 30;
 
+/// Fewest segments the log may have room for. Each [`Share`] leaves one to the next and two are kept for truncations and for
+/// opening: with fewer, new mail stops after a segment or two, and deliveries may find no room when the queue is to be emptied.
+pub const SEGMENTS_LEAST: u64 = 8;
+
 /// So many bytes waiting are written at once, however short ago the last batch was.
 const GATHERED_BYTES_MAX: usize = 1 << 20;
 
@@ -127,10 +131,10 @@ impl WalOptions {
                 "segment_bytes must be {least} to {SEGMENT_BYTES_LARGEST}"
             )));
         }
-        if self.wal_bytes_max / 4 < self.segment_bytes {
-            return Err(OpenError::Options(
-                "wal_bytes_max must be at least four times segment_bytes".to_owned(),
-            ));
+        if self.wal_bytes_max / SEGMENTS_LEAST < self.segment_bytes {
+            return Err(OpenError::Options(format!(
+                "wal_bytes_max must be at least {SEGMENTS_LEAST} times segment_bytes"
+            )));
         }
         if self.pending_bytes_max < frame_bytes(self.record_bytes_max) {
             let least = frame_bytes(self.record_bytes_max);

@@ -473,7 +473,7 @@ async fn options_that_contradict_each_other_are_refused() {
             ..options()
         },
         WalOptions {
-            wal_bytes_max: 48 << 10,
+            wal_bytes_max: 127 << 10,
             ..options()
         },
         WalOptions {
@@ -560,7 +560,7 @@ async fn appends_that_gather_during_a_sync_share_the_next_one() {
 fn gathering() -> WalOptions {
     WalOptions {
         segment_bytes: 4 << 20,
-        wal_bytes_max: 16 << 20,
+        wal_bytes_max: 32 << 20,
         gather: Duration::from_secs(3600),
         ..WalOptions::new(1)
     }
