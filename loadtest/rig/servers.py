@@ -80,6 +80,16 @@ class Group:
         fields = dict(line.split() for line in read(f"{self.path}/cpu.stat").splitlines())
         return int(fields["usage_usec"]) / 1e6
 
+    def wait_idle(self, seconds=60):
+        """Until the server has used less than 5 % of a core for a second: what it had put off is done then."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            before = self.cpu_seconds()
+            time.sleep(1)
+            if self.cpu_seconds() - before < 0.05:
+                return
+        sys.exit(f"{self.name} is not idle after {seconds} s")
+
     def pids(self):
         return [int(pid) for pid in read(f"{self.path}/cgroup.procs").split()]
 
@@ -119,7 +129,11 @@ class Hikyaku:
     def __init__(self, directory, options):
         self.data = f"{directory}/hikyaku"
         self.group = Group("hikyaku")
-        self.smtp, self.pop3, self.metrics = free_ports(3)
+        self.smtp, self.smtps, self.pop3, self.pop3s, self.metrics = free_ports(5)
+        tls, smtps, pop3s = "", "", ""
+        if options.tls:
+            tls = f'[tls]\ncertificate = "{directory}/certificate.pem"\nkey = "{directory}/key.pem"'
+            smtps, pop3s = (f'listen_tls = ["127.0.0.1:{port}"]' for port in (self.smtps, self.pop3s))
         write(f"{self.data}/hikyaku.toml", f"""
 [node]
 hostname = "localhost"
@@ -133,9 +147,12 @@ shards = [0, 1]
 shards = [2, 3]
 [smtp]
 listen = ["127.0.0.1:{self.smtp}"]
+{smtps}
 [pop3]
 listen = ["127.0.0.1:{self.pop3}"]
+{pop3s}
 cleartext_login = true
+{tls}
 [telemetry]
 metrics_listen = "127.0.0.1:{self.metrics}"
 """)
@@ -164,7 +181,8 @@ class PostfixDovecot:
     def __init__(self, directory, options):
         self.directory = directory
         self.group = Group("postfix-dovecot")
-        self.smtp, self.pop3, self.lmtp, self.ldap = free_ports(4)
+        self.smtp, self.smtps, self.pop3, self.pop3s, self.lmtp, self.ldap = free_ports(6)
+        self.tls = options.tls
         self.seen, self.count = 0, 0
         self.slapd(f"{directory}/slapd")
         self.dovecot(f"{directory}/dovecot")
@@ -216,6 +234,8 @@ user_attrs = =home={at}/mail/%2.256Nu/%n
 user_filter = (mailLocalAddress=%u)
 default_pass_scheme = SSHA256
 """, 0o600)
+        tls = f"ssl = yes\nssl_cert = <{self.directory}/certificate.pem\nssl_key = <{self.directory}/key.pem"
+        pop3s = f"    port = {self.pop3s}\n    ssl = yes"
         lmtp = "".join(f"  inet_listener lmtp{number} {{\n    address = 127.0.0.{number}\n    port = {self.lmtp}\n  }}\n"
                        for number in (1, 11, 12))
         write(f"{at}/dovecot.conf", f"""
@@ -224,7 +244,7 @@ base_dir = {at}/run
 state_dir = {at}/state
 log_path = {at}/log
 listen = 127.0.0.1
-ssl = no
+{tls if self.tls else "ssl = no"}
 disable_plaintext_auth = no
 auth_mechanisms = plain
 auth_cache_size = 64M
@@ -251,7 +271,7 @@ service pop3-login {{
     port = {self.pop3}
   }}
   inet_listener pop3s {{
-    port = 0
+{pop3s if self.tls else "    port = 0"}
   }}
 }}
 service pop3 {{
@@ -277,6 +297,8 @@ namespace inbox {{
         write(f"{at}/conf/route.cf",
               search + f"result_attribute = mailHost\nresult_format = lmtp:inet:[%s]:{self.lmtp}\n")
         self.log = f"{self.directory}/postfix.log"
+        tls = (f"smtpd_tls_security_level = may\nsmtpd_tls_chain_files = {self.directory}/key.pem, {self.directory}/certificate.pem"
+               if self.tls else "smtpd_tls_security_level = none")
         write(f"{at}/conf/main.cf", f"""
 compatibility_level = 3.6
 queue_directory = {at}/spool
@@ -302,7 +324,7 @@ proxy_read_maps = $virtual_mailbox_maps $transport_maps $virtual_mailbox_domains
 maillog_file = {self.log}
 maillog_file_prefixes = {self.directory}
 smtputf8_enable = no
-smtpd_tls_security_level = none
+{tls}
 smtp_tls_security_level = none
 lmtp_tls_security_level = none
 message_size_limit = 52428800
@@ -322,6 +344,8 @@ lmtp_destination_concurrency_limit = 20
                 words[0] = f"127.0.0.1:{self.smtp}"
             words[4] = "n"  # no chroot: the data is not where the package expects it
             services.append(" ".join(words))
+        if self.tls:
+            services.append(f"127.0.0.1:{self.smtps} inet n - n - - smtpd -o smtpd_tls_wrappermode=yes")
         services += ["pickup unix n - n 60 1 pickup", "postlog unix-dgram n - n - 1 postlogd"]
         write(f"{at}/conf/master.cf", "\n".join(services) + "\n")
         self.group.start(["postfix", "-c", f"{at}/conf", "start-fg"], f"{at}/out")
@@ -340,24 +364,32 @@ lmtp_destination_concurrency_limit = 20
 
 def flushes(directory):
     """How often the disk that holds a directory was told to flush, since the machine started."""
-    device = os.stat(directory).st_dev
-    for line in read("/proc/diskstats").splitlines():
-        fields = line.split()
-        if (int(fields[0]), int(fields[1])) == (os.major(device), os.minor(device)):
-            return int(fields[18])
-    sys.exit(f"/proc/diskstats does not list the disk of {directory}")
+    number = os.stat(directory).st_dev
+    device = os.path.realpath(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    if os.path.exists(f"{device}/partition"):  # a partition counts none, its disk does
+        device = os.path.dirname(device)
+    fields = read(f"{device}/stat").split()
+    if len(fields) < 16:
+        sys.exit(f"nothing counts the flushes of the disk of {directory}")
+    return int(fields[15])
 
 
 def ledger_of(peer, options):
     return f"{options.directory}/ledger-of-{peer.group.name}"
 
 
-def load(peer, options, messages, *more, size=None, users=None):
-    """Runs the generator, waits until the last message is delivered, and measures the server meanwhile."""
+def trust(options):
+    return ["--tls-ca", f"{options.directory}/certificate.pem", "--tls-name", "localhost"]
+
+
+def load(peer, options, messages, *more, size=None, users=None, implicit=False):
+    """Runs the generator, waits until the last message is delivered, and measures the server meanwhile; then waits until it is
+    idle, so that nothing it has put off falls into the next measurement. `implicit` is TLS from the first byte."""
     report = f"{options.directory}/report.json"
     before, cpu, began = peer.delivered(), peer.group.cpu_seconds(), time.monotonic()
     flushed = flushes(options.directory)
-    run(LOADTEST, "run", "--smtp", f"127.0.0.1:{peer.smtp}", "--users", users or f"{options.directory}/users",
+    smtp = ["--smtp", f"127.0.0.1:{peer.smtps}", "--smtps", *trust(options)] if implicit else ["--smtp", f"127.0.0.1:{peer.smtp}"]
+    run(LOADTEST, "run", *smtp, "--users", users or f"{options.directory}/users",
         "--messages", str(messages), "--size", str(size or options.size), "--sessions", str(options.sessions), "--senders", "null",
         "--ledger", ledger_of(peer, options), "--quiet", "--json", report, "--durability", "synced before 250",
         "--data-dir", options.directory, *more)
@@ -366,16 +398,39 @@ def load(peer, options, messages, *more, size=None, users=None):
             sys.exit(f"{peer.name}: not all delivered after 900 s")
         time.sleep(0.02)
     seconds = time.monotonic() - began
+    used, pss, flushed = peer.group.cpu_seconds() - cpu, peer.group.pss_mb(), flushes(options.directory) - flushed
+    peer.group.wait_idle()
     figures = json.loads(read(report))
+    # of an open loop: what was due and had to wait counts from when it was due
+    due = (figures["open"] or {}).get("due_to_reply", {"p50_ms": 0, "p99_ms": 0})
+    if (figures["open"] or {}).get("behind"):
+        print(f"the generator did not keep up: it {figures['open']['behind']}", file=sys.stderr)
+        due = {"p50_ms": float("nan"), "p99_ms": float("nan")}
     return {
         "accepted/s": figures["accept_rate"],
         "delivered/s": messages / seconds,
         "p50": figures["data_to_reply"]["p50_ms"],
         "p99": figures["data_to_reply"]["p99_ms"],
-        "cpu": (peer.group.cpu_seconds() - cpu) / messages * 1000,
-        "pss": peer.group.pss_mb(),
-        "flushes": (flushes(options.directory) - flushed) / messages,
+        "due p50": due["p50_ms"],
+        "due p99": due["p99_ms"],
+        "cpu": used / messages * 1000,
+        "cpu until idle": (peer.group.cpu_seconds() - cpu) / messages * 1000,
+        "generator": figures["generator"]["cpu_s_per_1000"],
+        "tls": figures["conditions"]["tls"],
+        "connections": figures["connections"],
+        "pss": pss,
+        "flushes": flushed / messages,
     }
+
+
+def shown(figures):
+    return " ".join(f"{key}={value:.2f}" for key, value in figures.items() if isinstance(value, float))
+
+
+def warm(peer, options):
+    """Every mailbox is there before anything is measured."""
+    print(f"{peer.name}: one message to warm it for each user", file=sys.stderr)
+    load(peer, options, options.users, "--in-turn", size=1024)
 
 
 def prepare(options):
@@ -388,12 +443,18 @@ def prepare(options):
     run(LOADTEST, "users", "--count", str(options.users), "--domain", DOMAIN, "--mbox", "mbox1,mbox2",
         "--ldif", f"{directory}/directory.ldif", "--users", f"{directory}/users")
     options.first = read(f"{directory}/users").split()[0]
+    if options.tls:
+        run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30",
+            "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost",
+            "-addext", "basicConstraints=critical,CA:FALSE", "-keyout", f"{directory}/key.pem",
+            "-out", f"{directory}/certificate.pem")
 
 
-def drain(peer, options, logins, mails):
+def drain(peer, options, logins, mails, implicit=False):
     """Fills maildrops of some users and then retrieves and deletes all that, one login after the other; mails per second."""
     report = f"{options.directory}/drain.json"
-    run(LOADTEST, "pop3-drain", "--pop3", f"127.0.0.1:{peer.pop3}", "--fill", f"127.0.0.1:{peer.smtp}", "--size", str(options.size),
+    pop3 = ["--pop3s", f"127.0.0.1:{peer.pop3s}", *trust(options)] if implicit else ["--pop3", f"127.0.0.1:{peer.pop3}"]
+    run(LOADTEST, "pop3-drain", *pop3, "--fill", f"127.0.0.1:{peer.smtp}", "--size", str(options.size),
         "--users", f"{options.directory}/users", "--logins", str(logins), "--mails", str(mails), "--wait", "600",
         "--durability", "synced before 250", "--data-dir", options.directory, "--server-cgroup", peer.group.path,
         "--quiet", "--json", report)

@@ -159,6 +159,9 @@ pub(crate) struct SweepArgs {
     /// For how long each rate is offered, and each number of sessions kept busy.
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "10")]
     pub(crate) step: Duration,
+    /// Append to this ledger (default: a temporary one, removed when it balances).
+    #[arg(long)]
+    pub(crate) ledger: Option<PathBuf>,
     /// Draw the sweep into this file.
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,

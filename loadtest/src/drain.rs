@@ -200,31 +200,9 @@ pub fn drain(options: &DrainOptions) -> anyhow::Result<DrainReport> {
         .wait_idle(options.idle, Instant::now() + options.wait);
     let after = options.server.read();
     report.machine.ended();
-    let mut gone = Vec::with_capacity(options.users.len());
-    let mut all = Tally {
-        pipelining: true,
-        ..Tally::default()
-    };
-    for (outcome, user) in done.into_iter().zip(&options.users) {
-        match outcome {
-            Ok((tally, uids)) => {
-                all.merge(&tally);
-                gone.push((user, uids));
-            }
-            Err(error) => report.fault(format!("{}: {error:#}", user.address)),
-        }
-    }
-    for outcome in parallel(options.sessions, &gone, |(user, uids)| {
-        still_there(options, user, uids)
-    }) {
-        match outcome {
-            Ok(()) => report.drained += options.mails as u64,
-            Err(error) => report.fault(format!("{error:#}")),
-        }
-    }
     report.seconds = seconds;
     report.generator.cpu_s = own;
-    all.fill(&mut report);
+    report.judge(options, done);
     report.rates(
         before
             .cpu_s
@@ -235,6 +213,9 @@ pub fn drain(options: &DrainOptions) -> anyhow::Result<DrainReport> {
     Ok(report)
 }
 
+/// What one login measured, and the unique ids that must not come back.
+type Done = (Tally, BTreeSet<String>);
+
 /// One login under way.
 struct Login<'a> {
     options: &'a DrainOptions,
@@ -242,8 +223,8 @@ struct Login<'a> {
 }
 
 impl Login<'_> {
-    /// Retrieves and deletes; answers what was measured, and the unique ids that must not come back.
-    fn run(&self, user: &User) -> anyhow::Result<(Tally, BTreeSet<String>)> {
+    /// Retrieves and deletes.
+    fn run(&self, user: &User) -> anyhow::Result<Done> {
         let options = self.options;
         let mut tally = Tally::default();
         let from = Instant::now();
@@ -323,6 +304,33 @@ impl Tally {
 }
 
 impl DrainReport {
+    /// Sums up what the logins measured, and logs in again to see that what they deleted is gone.
+    fn judge(&mut self, options: &DrainOptions, done: Vec<anyhow::Result<Done>>) {
+        let mut gone = Vec::with_capacity(options.users.len());
+        let mut all = Tally {
+            pipelining: true,
+            ..Tally::default()
+        };
+        for (outcome, user) in done.into_iter().zip(&options.users) {
+            match outcome {
+                Ok((tally, uids)) => {
+                    all.merge(&tally);
+                    gone.push((user, uids));
+                }
+                Err(error) => self.fault(format!("{}: {error:#}", user.address)),
+            }
+        }
+        for outcome in parallel(options.sessions, &gone, |(user, uids)| {
+            still_there(options, user, uids)
+        }) {
+            match outcome {
+                Ok(()) => self.drained += options.mails as u64,
+                Err(error) => self.fault(format!("{error:#}")),
+            }
+        }
+        all.fill(self);
+    }
+
     fn fault(&mut self, text: String) {
         self.faults_count += 1;
         if self.faults.len() < FAULTS_MAX {

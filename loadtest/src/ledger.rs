@@ -232,6 +232,15 @@ pub struct Attempt {
     pub order: u64,
 }
 
+impl Attempt {
+    /// Which of its recipients an address is, without regard to case.
+    pub fn place_of(&self, address: &str) -> Option<usize> {
+        self.rcpts
+            .iter()
+            .position(|r| r.address.eq_ignore_ascii_case(address))
+    }
+}
+
 /// A ledger read back.
 #[derive(Debug, Default)]
 pub struct Book {

@@ -85,7 +85,7 @@ fn command_verify(args: &VerifyArgs) -> anyhow::Result<bool> {
 
 fn command_sweep(args: &SweepArgs) -> anyhow::Result<bool> {
     let seed = args.load.seed()?;
-    let ledger = LedgerFile::new(None, seed);
+    let ledger = LedgerFile::new(args.ledger.as_deref(), seed);
     let setting = args.server.setting()?;
     let load = args
         .load

@@ -26,7 +26,7 @@ const NOTE_CHARACTER: f64 = 5.9;
 const ACCEPTED: &str = "#1f5fa8";
 const P50: &str = "#2e8b57";
 const P99: &str = "#c0392b";
-const OFFERED: &str = "#999";
+const OFFERED: &str = "stroke=\"#999\" stroke-dasharray=\"6 4\"";
 const SMALL: &str = "font-size=\"11\" fill=\"#555\"";
 
 /// What is drawn.
@@ -136,9 +136,6 @@ impl Picture {
         for column in &self.columns {
             for dot in &column.dots {
                 rate = dot.accepted.max(rate);
-                if column.across == Across::Offered {
-                    rate = dot.at.max(rate);
-                }
                 least = dot.p50_ms.min(least);
                 most = dot.p99_ms.max(most);
             }
@@ -164,18 +161,23 @@ impl Column {
         let middle = (paper.0 + paper.1) / 2.0;
         let below = (middle, LATENCIES.1 + 40.0);
         text(svg, below, "middle", "", self.across.axis());
-        let mut legend = vec![(RATES.0, ACCEPTED, "accepted")];
+        let solid = |colour| format!("stroke=\"{colour}\" stroke-width=\"2.5\"");
+        // below the curves of rates, above those of latencies
+        let (below, beside) = (RATES.1 - 52.0, paper.1 - 180.0);
+        let mut legend = vec![((beside, below), solid(ACCEPTED), "accepted")];
         if self.across == Across::Offered {
             let all = x.values.1.min(rates.values.1);
             let (from, to) = (
                 (x.place(0.0), rates.place(0.0)),
                 (x.place(all), rates.place(all)),
             );
-            line(svg, from, to, "stroke=\"#999\" stroke-dasharray=\"6 4\"");
-            legend.push((RATES.0 + 18.0, OFFERED, "all that was offered"));
+            line(svg, from, to, OFFERED);
+            let all = "all that was offered";
+            legend.push(((beside, below + 18.0), OFFERED.to_owned(), all));
         }
-        legend.push((LATENCIES.0, P50, "p50"));
-        legend.push((LATENCIES.0 + 18.0, P99, "p99"));
+        let (left, top) = (paper.0 + 12.0, LATENCIES.0);
+        legend.push(((left, top), solid(P50), "p50"));
+        legend.push(((left, top + 18.0), solid(P99), "p99"));
         self.curve(svg, ACCEPTED, |d| (x.place(d.at), rates.place(d.accepted)));
         self.curve(svg, P50, |d| (x.place(d.at), latencies.place(d.p50_ms)));
         self.curve(svg, P99, |d| (x.place(d.at), latencies.place(d.p99_ms)));
@@ -188,9 +190,8 @@ impl Column {
             let words = format!("{}/s", number(peak.accepted.round()));
             text(svg, place, "middle", "fill=\"#1f5fa8\"", &words);
         }
-        for (y, colour, what) in legend {
-            let (left, y) = (paper.0 + 12.0, y + 16.0);
-            let stroke = format!("stroke=\"{colour}\" stroke-width=\"2.5\"");
+        for ((left, top), stroke, what) in legend {
+            let y = top + 16.0;
             line(svg, (left, y), (left + 24.0, y), &stroke);
             text(svg, (left + 30.0, y + 4.0), "start", "", what);
         }

@@ -273,6 +273,13 @@ impl SaturationReport {
         Ok(picture.svg())
     }
 
+    /// The largest share of all cores that others took during a step.
+    fn others_share(&self) -> Option<f64> {
+        let all = self.closed.iter().chain(&self.steps);
+        all.filter_map(|step| step.server.as_ref()?.others_share)
+            .reduce(f64::max)
+    }
+
     /// The conditions that all steps share.
     fn notes(&self, conditions: &Conditions, last: Option<&RunReport>) -> Vec<String> {
         let mut machine = conditions.machine.clone();
@@ -297,7 +304,13 @@ impl SaturationReport {
                 conditions.connections(),
                 self.step_s
             ),
-            machine.to_string(),
+            match self.others_share() {
+                Some(share) => format!(
+                    "{machine}, others on it took {:.0} % of all cores at most",
+                    share * 100.0
+                ),
+                None => machine.to_string(),
+            },
             setting.to_string(),
         ]
     }
@@ -366,6 +379,13 @@ impl fmt::Display for SaturationReport {
                 Some(why) => Err(why.as_str()),
             };
             row(f, step, open.rate, latency)?;
+        }
+        if let Some(share) = self.others_share() {
+            writeln!(
+                f,
+                "others on this machine took {:.0} % of all cores at most",
+                share * 100.0
+            )?;
         }
         if let Some(peak) = self.peak {
             writeln!(f, "peak: {peak:.1} messages/s accepted")?;

@@ -13,9 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::equation::{Classes, Verdict, judge};
 use crate::inspect::Mail;
-use crate::ledger::{AttemptId, Book};
+use crate::ledger::{Attempt, AttemptId, Book};
 use crate::maildrops::{PASS_EVERY, Sweep, VerifyOptions};
-use crate::users::User;
 
 /// The most offences kept; all are counted.
 const OFFENCES_MAX: usize = 1000;
@@ -203,29 +202,31 @@ struct Found {
 impl Sweep<'_> {
     /// Holds what was seen against the ledger. Also names the maildrops worth reading again.
     fn judge(&self) -> (VerifyReport, Vec<usize>) {
-        let mut report = VerifyReport {
-            maildrops: self.options.users.len() as u64,
-            torn: self.book.torn,
-            ..VerifyReport::default()
-        };
-        let mut found: BTreeMap<(AttemptId, usize), Found> = BTreeMap::new();
+        let mut count = Count::default();
         let mut pending = BTreeSet::new();
         for (place, user) in self.options.users.iter().enumerate() {
             let Some(Ok(seen)) = self.seen.get(place).map(Mutex::lock) else {
                 continue;
             };
             if let Some(trouble) = &seen.trouble {
-                report.offend(Kind::Unread, None, &user.address, trouble.clone());
+                let trouble = trouble.clone();
+                count
+                    .report
+                    .offend(Kind::Unread, None, &user.address, trouble);
                 pending.insert(place);
             }
             for fault in &seen.faults {
-                report.offend(Kind::Uidl, None, &user.address, fault.clone());
+                let fault = fault.clone();
+                count.report.offend(Kind::Uidl, None, &user.address, fault);
             }
             for (uid, mail) in &seen.mails {
-                report.mails += 1;
-                self.place(&mut report, &mut found, user, uid, mail);
+                count.report.mails += 1;
+                count.place(self.book, &user.address, uid, mail);
             }
         }
+        let Count { mut report, found } = count;
+        report.maildrops = self.options.users.len() as u64;
+        report.torn = self.book.torn;
         for (id, attempt) in &self.book.attempts {
             for (at, rcpt) in attempt.rcpts.iter().enumerate() {
                 report.recipients.count(rcpt.class);
@@ -254,94 +255,72 @@ impl Sweep<'_> {
         }
         (report, pending.into_iter().collect())
     }
+}
 
+/// What is being counted up.
+#[derive(Default)]
+struct Count {
+    report: VerifyReport,
+    found: BTreeMap<(AttemptId, usize), Found>,
+}
+
+impl Count {
     /// Finds the attempt and the recipient one mail belongs to.
-    fn place(
-        &self,
-        report: &mut VerifyReport,
-        found: &mut BTreeMap<(AttemptId, usize), Found>,
-        user: &User,
-        uid: &str,
-        mail: &Mail,
-    ) {
-        let who = user.address.as_str();
-        let known = |id: &AttemptId| self.book.attempts.get(id);
+    fn place(&mut self, book: &Book, who: &str, uid: &str, mail: &Mail) {
+        let id = match mail {
+            Mail::Copy { id, .. } | Mail::Dsn { id, .. } => *id,
+            Mail::Stranger => {
+                let detail = format!("unique id {uid:?} has no ledger mark");
+                return self.report.offend(Kind::Unknown, None, who, detail);
+            }
+        };
+        let Some(attempt) = book.attempts.get(&id) else {
+            let detail = format!("unique id {uid:?}: attempt not in the ledger");
+            return self.report.offend(Kind::Unknown, Some(id), who, detail);
+        };
         match mail {
-            Mail::Stranger => report.offend(
-                Kind::Unknown,
-                None,
-                who,
-                format!("unique id {uid:?} has no ledger mark"),
-            ),
-            Mail::Copy { id, .. } | Mail::Dsn { id, .. } if known(id).is_none() => {
-                report.offend(
-                    Kind::Unknown,
-                    Some(*id),
-                    who,
-                    format!("unique id {uid:?}: attempt not in the ledger"),
-                );
-            }
             Mail::Copy {
-                id,
-                hash,
-                return_paths,
-            } => {
-                let Some(attempt) = known(id) else { return };
-                let Some(at) = attempt
-                    .rcpts
-                    .iter()
-                    .position(|r| r.address.eq_ignore_ascii_case(who))
-                else {
-                    return report.offend(
-                        Kind::Misplaced,
-                        Some(*id),
-                        who,
-                        "was not sent to this user",
-                    );
-                };
-                found.entry((*id, at)).or_default().copies += 1;
-                if *hash != attempt.hash {
-                    report.offend(
-                        Kind::Corrupted,
-                        Some(*id),
-                        who,
-                        "its bytes are not those that were sent",
-                    );
-                } else if return_paths.len() > 1
-                    || return_paths.iter().any(|p| *p != attempt.reverse_path)
-                {
-                    report.offend(
-                        Kind::Corrupted,
-                        Some(*id),
-                        who,
-                        format!("Return-Path is {return_paths:?}"),
-                    );
-                }
-            }
-            Mail::Dsn { id, failed } => {
-                let Some(attempt) = known(id) else { return };
-                if !attempt.reverse_path.eq_ignore_ascii_case(who) {
-                    return report.offend(
-                        Kind::Misplaced,
-                        Some(*id),
-                        who,
-                        "a DSN for another sender",
-                    );
-                }
-                for address in failed {
-                    match attempt
-                        .rcpts
-                        .iter()
-                        .position(|r| r.address.eq_ignore_ascii_case(address))
-                    {
-                        Some(at) => found.entry((*id, at)).or_default().dsns += 1,
-                        None => report.offend(
-                            Kind::Unknown,
-                            Some(*id),
-                            who,
-                            format!("a DSN about {address}"),
-                        ),
-                    }
+                hash, return_paths, ..
+            } => self.copy(id, attempt, who, hash, return_paths),
+            Mail::Dsn { failed, .. } => self.dsn(id, attempt, who, failed),
+            Mail::Stranger => {}
+        }
+    }
+
+    fn copy(
+        &mut self,
+        id: AttemptId,
+        attempt: &Attempt,
+        who: &str,
+        hash: &blake3::Hash,
+        return_paths: &[String],
+    ) {
+        let Some(at) = attempt.place_of(who) else {
+            let detail = "was not sent to this user";
+            return self.report.offend(Kind::Misplaced, Some(id), who, detail);
+        };
+        self.found.entry((id, at)).or_default().copies += 1;
+        if *hash != attempt.hash {
+            let detail = "its bytes are not those that were sent";
+            return self.report.offend(Kind::Corrupted, Some(id), who, detail);
+        }
+        if return_paths.len() > 1 || return_paths.iter().any(|p| *p != attempt.reverse_path) {
+            let detail = format!("Return-Path is {return_paths:?}");
+            self.report.offend(Kind::Corrupted, Some(id), who, detail);
+        }
+    }
+
+    fn dsn(&mut self, id: AttemptId, attempt: &Attempt, who: &str, failed: &[String]) {
+        if !attempt.reverse_path.eq_ignore_ascii_case(who) {
+            let detail = "a DSN for another sender";
+            return self.report.offend(Kind::Misplaced, Some(id), who, detail);
+        }
+        for address in failed {
+            match attempt.place_of(address) {
+                Some(at) => self.found.entry((id, at)).or_default().dsns += 1,
+                None => {
+                    let detail = format!("a DSN about {address}");
+                    self.report.offend(Kind::Unknown, Some(id), who, detail);
                 }
             }
         }

@@ -188,7 +188,12 @@ fn an_open_loop_under_tls_gives_every_figure_with_its_conditions() {
     assert!(report.accept_rate.unwrap() < 400.0, "{text}");
     assert!(report.readable.unwrap().rate.is_some(), "{text}");
     let conditions = report.conditions;
-    assert!(conditions.tls.contains("upgraded (verified by"), "{text}");
+    assert!(
+        conditions
+            .tls
+            .contains("upgraded (certificate verified for localhost"),
+        "{text}"
+    );
     assert!(conditions.users == USERS && conditions.users_accepted > USERS / 2);
     let costs = report.server.unwrap();
     assert!(
