@@ -73,6 +73,7 @@ impl Changes {
             default_domain,
             postmaster,
             recipient_delimiter,
+            quota_bytes_default,
         } = old;
         self.restart("directory.ldif", ldif, &new.ldif);
         self.live(
@@ -85,6 +86,11 @@ impl Changes {
             "directory.recipient_delimiter",
             recipient_delimiter,
             &new.recipient_delimiter,
+        );
+        self.live(
+            "directory.quota_bytes_default",
+            quota_bytes_default,
+            &new.quota_bytes_default,
         );
     }
 

@@ -69,6 +69,8 @@ pub struct Directory {
     pub postmaster: Option<Address>,
     /// Between the user and the detail in `user+detail@domain`; empty for none.
     pub recipient_delimiter: String,
+    /// What a mailbox may hold whose entry does not say; 0 is unlimited.
+    pub quota_bytes_default: Bytes,
 }
 
 /// `[mbox.NAME]`
@@ -255,6 +257,7 @@ impl Default for Directory {
             default_domain: None,
             postmaster: None,
             recipient_delimiter: "+".into(),
+            quota_bytes_default: Bytes(0),
         }
     }
 }
@@ -528,6 +531,11 @@ mod tests {
         );
         assert!(problems("").contains("[mbox.NAME]"));
         assert!(problems(&format!("{LEAST}[smtp]\nrecipients_max = 5\n")).contains("at least 100"));
+        let quota = problems(&format!("{LEAST}[directory]\nquota_bytes_default = 500\n"));
+        assert!(
+            quota.starts_with("x.toml:4: directory.quota_bytes_default: 500 is too small"),
+            "{quota}"
+        );
         let delay = problems(&format!("{LEAST}[smtp]\ngreet_delay = \"5m\"\n"));
         assert!(
             delay.starts_with("x.toml:4: smtp.greet_delay: 300 seconds are too long"),

@@ -14,6 +14,9 @@ const SEGMENT_BYTES_LARGEST: u64 = 1 << 30;
 /// Clients wait for a banner too, and not all as long as RFC 5321 section 4.5.3.2.1 has it.
 const GREET_DELAY_LONGEST: Duration = Duration::from_secs(60);
 
+/// Less would refuse every mail: somebody meant another unit.
+const QUOTA_BYTES_LEAST: u64 = 1 << 20;
+
 /// Something wrong, and the byte offset in the file of the value that is to blame; 0 when the text has to name the key.
 pub struct Contradiction {
     /// From the beginning of the file; 0 for none.
@@ -130,6 +133,12 @@ fn single_values(config: &Config, wrong: &mut Vec<Contradiction>) {
             "smtp.greet_delay: {} seconds are too long, at most {} will do",
             config.smtp.greet_delay.0.as_secs(),
             GREET_DELAY_LONGEST.as_secs()
+        )));
+    }
+    let quota = config.directory.quota_bytes_default.0;
+    if (1..QUOTA_BYTES_LEAST).contains(&quota) {
+        wrong.push(Contradiction::anywhere(format!(
+            "directory.quota_bytes_default: {quota} is too small, expected 0 for no quota or at least {QUOTA_BYTES_LEAST}"
         )));
     }
     if !(0.0..=1.0).contains(&config.telemetry.otlp_ratio) {
