@@ -70,6 +70,13 @@ impl HomeMachine {
     /// [`Trouble::Store`] when the engine cannot be read or holds something else.
     pub fn open(engine: Arc<dyn Engine>) -> Result<HomeMachine, Trouble> {
         let corrupt = |what: &str| Trouble::Store(format!("{what} does not decode"));
+        // the log may have let go of the records of a newer version that would stop us
+        let newer = engine.scan(&[], &[LAYOUT + 1], 1).map_err(trouble)?;
+        if !newer.is_empty() {
+            return Err(Trouble::Store(
+                "a newer program has written to the store".into(),
+            ));
+        }
         let Stored { applied, hash } =
             Stored::decode(&engine.position()).ok_or_else(|| corrupt("the store's position"))?;
         let shard = match engine.get(&SHARD_KEY).map_err(trouble)? {

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hikyaku_engine::Engine;
 use hikyaku_engine::disk::{DiskEngine, Options, Shared};
 use hikyaku_engine::memory::{MemoryDisk, MemoryEngine};
+use hikyaku_engine::{Engine, Write};
 use hikyaku_home::machine::{Answer, HomeMachine, Owner};
 use hikyaku_home::read;
 use hikyaku_log::{Applied, Bounds, Position, Stamp};
@@ -53,6 +53,24 @@ fn owner(shard: u16) -> Answer {
         shard,
         generation: 1,
     })
+}
+
+#[test]
+fn what_a_newer_program_wrote_is_not_opened() {
+    let engine = MemoryEngine::open(&MemoryDisk::new(), "home-0");
+    let write = |key: &[u8], value: Option<Bytes>| {
+        let key = key.to_vec();
+        engine.write(vec![Write { key, value }]).unwrap();
+        engine.commit(Bytes::new()).unwrap();
+    };
+    write(&[2, b'v'], Some(Bytes::from_static(b"2")));
+    let opened = HomeMachine::open(engine.clone()).err();
+    assert!(
+        matches!(&opened, Some(Trouble::Store(why)) if why.contains("newer program")),
+        "{opened:?}"
+    );
+    write(&[2, b'v'], None);
+    assert!(HomeMachine::open(engine.clone()).is_ok());
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub const TENANT_BYTES_MAX: usize = 255;
 
 /// The key of what belongs to no account.
 pub const SHARD: [u8; 2] = [LAYOUT, b'm'];
+/// Keys from here on are of layouts that come after this program.
+pub(crate) const NEWER: [u8; 1] = [LAYOUT + 1];
 
 fn start(letter: u8) -> Vec<u8> {
     let mut key = Vec::with_capacity(104);

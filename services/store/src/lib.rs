@@ -45,4 +45,7 @@ pub enum StoreError {
     /// What the engine holds is not what was stored.
     #[error("{0} does not decode")]
     Corrupt(&'static str),
+    /// The store has keys of a layout that this program does not know.
+    #[error("a newer program has written to the store")]
+    Newer,
 }

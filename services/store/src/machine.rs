@@ -111,6 +111,10 @@ impl MailboxMachine {
     }
 
     fn try_open(engine: Arc<dyn Engine>) -> Result<MailboxMachine, StoreError> {
+        // the log may have let go of the records of a newer version that would stop us
+        if !engine.scan(&[], &key::NEWER, 1)?.is_empty() {
+            return Err(StoreError::Newer);
+        }
         let Stored { applied, hash } =
             Stored::decode(&engine.position()).ok_or(StoreError::Corrupt("the position"))?;
         let shard = match engine.get(&key::SHARD)? {

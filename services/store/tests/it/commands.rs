@@ -1,12 +1,13 @@
 //! What each command does, and refuses.
 
 use bytes::Bytes;
+use hikyaku_engine::Write;
 use hikyaku_log::Position;
 use hikyaku_proto::v1::record::Command;
 use hikyaku_proto::v1::{
     AccountState, Barrier, CreateMailbox, SetAccount, StoreFlags, store_flags::How,
 };
-use hikyaku_shard::machine::Machine;
+use hikyaku_shard::machine::{Machine, Trouble};
 use hikyaku_store::flag::{self, Flags};
 use hikyaku_store::machine::{Answer, Flagged, MailboxMachine, StoredAt};
 use hikyaku_store::{key, read};
@@ -62,6 +63,23 @@ fn mail_is_stored_once_with_its_bytes() {
     assert_eq!((totals.accounts, totals.messages), (1, 2));
     assert_eq!(totals.used_bytes, bench.account("alice").used_bytes);
     bench.assert_clean();
+}
+
+#[test]
+fn what_a_newer_program_wrote_is_not_opened() {
+    let mut bench = Bench::new();
+    bench.open("alice");
+    let newer = Write {
+        key: vec![2, b'v'],
+        value: Some(Bytes::from_static(b"2")),
+    };
+    bench.engine.write(vec![newer]).unwrap();
+    bench.engine.commit(bench.engine.position()).unwrap();
+    let opened = MailboxMachine::open(bench.engine.clone()).err();
+    assert!(
+        matches!(&opened, Some(Trouble::Store(why)) if why.contains("newer program")),
+        "{opened:?}"
+    );
 }
 
 #[test]
