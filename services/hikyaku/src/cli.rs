@@ -202,7 +202,7 @@ pub struct Target {
     /// Its configuration file [default: ./hikyaku.toml, else ./hikyaku-demo/hikyaku.toml]
     #[arg(long, env = "HIKYAKU_CONFIG")]
     pub config: Option<PathBuf>,
-    /// Its admin socket, instead of the one its configuration leads to
-    #[arg(long, conflicts_with = "config")]
+    /// Its admin socket; then its configuration is not read
+    #[arg(long)]
     pub socket: Option<PathBuf>,
 }

@@ -87,7 +87,12 @@ fn socket_of(target: &Target) -> Result<PathBuf> {
             candidates.join(" nor ")
         )
     })?;
-    let config = Config::load(&file).map_err(|problems| anyhow!("{}", join(&problems)))?;
+    let config = Config::load(&file).map_err(|problems| {
+        anyhow!(
+            "{}\nthis file leads to no process; --socket DATA_DIR/{SOCKET} asks one that runs",
+            join(&problems)
+        )
+    })?;
     Ok(config.node.data_dir.join(SOCKET))
 }
 
@@ -380,16 +385,23 @@ pub async fn shard(order: Shard) -> Result<()> {
 
 /// A snapshot file is the magic, then pieces: length (4 bytes, big endian), protobuf. The trailer piece proves it whole.
 async fn snapshot(target: &Target, shard: String, file: &Path) -> Result<()> {
-    let mut pieces = connect(target)
-        .await?
-        .shard_snapshot(ShardSnapshotRequest { shard })
-        .await
-        .map_err(refused)?
-        .into_inner();
-    let beside = file.with_extension("part");
     if file.exists() {
         bail!("{} exists; snapshots are never overwritten", file.display());
     }
+    let mut pieces = connect(target)
+        .await?
+        .shard_snapshot(ShardSnapshotRequest {
+            shard: shard.clone(),
+        })
+        .await
+        .map_err(|status| {
+            anyhow!(
+                "{shard}: {}; `hikyaku status` lists the shards",
+                status.message()
+            )
+        })?
+        .into_inner();
+    let beside = part_of(file);
     // it holds mail, whatever the operator's umask; one that an interrupted call left behind goes
     let _ = std::fs::remove_file(&beside);
     let made = std::fs::File::options()
@@ -425,6 +437,13 @@ async fn snapshot(target: &Target, shard: String, file: &Path) -> Result<()> {
         trailer.messages
     );
     Ok(())
+}
+
+/// Where `file` grows. Its whole name is in it: `backup.mbox-0` and `backup.mbox-1` may be made at once.
+fn part_of(file: &Path) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".part");
+    PathBuf::from(name)
 }
 
 async fn restore(target: &Target, file: &Path) -> Result<()> {
@@ -486,5 +505,52 @@ fn for_each_piece(file: &Path, mut take: impl FnMut(ShardPiece) -> Result<()>) -
         let mut bytes = vec![0; length];
         input.read_exact(&mut bytes).with_context(name)?;
         take(ShardPiece::decode(bytes.as_slice()).with_context(name)?)?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use clap::Parser;
+
+    use super::{part_of, socket_of};
+    use crate::cli::{Cli, Command, Target};
+
+    #[test]
+    fn two_snapshots_at_once_do_not_grow_in_one_file() {
+        let part = |name: &str| part_of(Path::new(name));
+        assert_ne!(part("/b/day.mbox-0"), part("/b/day.mbox-1"));
+        assert_eq!(part("/b/mbox-0"), Path::new("/b/mbox-0.part"));
+    }
+
+    #[test]
+    fn a_socket_counts_before_a_configuration_that_the_environment_names() {
+        // as HIKYAKU_CONFIG in the environment would
+        let line = [
+            "hikyaku",
+            "status",
+            "--config",
+            "none.toml",
+            "--socket",
+            "s",
+        ];
+        let Command::Status { target } = Cli::try_parse_from(line).unwrap().command else {
+            panic!()
+        };
+        assert_eq!(socket_of(&target).unwrap(), PathBuf::from("s"));
+    }
+
+    #[test]
+    fn a_configuration_that_leads_nowhere_says_what_else_there_is() {
+        let target = Target {
+            config: Some("none.toml".into()),
+            socket: None,
+        };
+        let why = socket_of(&target).unwrap_err().to_string();
+        assert!(
+            why.starts_with("none.toml: ") && why.contains("--socket"),
+            "{why}"
+        );
     }
 }
