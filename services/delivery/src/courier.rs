@@ -13,7 +13,7 @@ use hikyaku_proto::v1::outcome::Result as Attempt;
 use hikyaku_proto::v1::void_reply::Answer as VoidAnswer;
 use hikyaku_proto::v1::{
     ClaimRequest, Deferred, Deliver, DeliverRequest, Delivered, LocalTarget, LookupRequest,
-    NotOwner, Status, Stored, VoidRequest,
+    NotOwner, Recipient, Status, Stored, VoidRequest,
 };
 use hikyaku_serve::trace;
 use tracing::{Instrument as _, Span};
@@ -21,7 +21,7 @@ use tracing::{Instrument as _, Span};
 use crate::homes::Owner;
 use crate::job::{ANSWER_TIMEOUT, Job, Step};
 use crate::lanes::LaneKey;
-use crate::report::{self, Event};
+use crate::report::{self, Event, Other};
 use crate::{bounce, expand};
 
 /// Owners followed in a row; more is a quarrel between Home and the shards, which is ours to mend.
@@ -191,18 +191,37 @@ async fn delivered(
         uid_validity: stored.uid_validity,
         uid: stored.uid,
     };
-    let event = Event {
-        with: job
-            .context
-            .shard
-            .read(|machine| machine.served_with(job.work.key)),
-        ..Event::now(Action::Delivered)
-    };
-    let report = report::of_success(job, event).await?;
-    job.record_with(Attempt::Delivered(fact), report).await;
+    let context = job.context;
+    loop {
+        let with = served_with(job);
+        let event = Event {
+            with: with.clone(),
+            ..Event::now(Action::Delivered)
+        };
+        let report = report::of_success(job, event).await?;
+        let _settling = context.settling(job.work.key.0, &local.account).await;
+        // whoever has turned out to be in the same mailbox meanwhile is told of too
+        if served_with(job) == with {
+            job.record_with(Attempt::Delivered(fact), report).await;
+            break;
+        }
+    }
     let at = format!("mbox-{shard}/{}", local.account);
     job.settled("delivered", &at, None, "");
     Ok(Step::Done)
+}
+
+/// Others who get the mail with this recipient.
+fn served_with(job: &Job<'_>) -> Vec<Other> {
+    let key = job.work.key;
+    let served = job.context.shard.read(|machine| machine.served_with(key));
+    let other = |(address, recipient): (String, Recipient)| Other {
+        address,
+        original_recipient: recipient.original_recipient,
+        reply: None,
+        last_attempt_ms: None,
+    };
+    served.into_iter().map(other).collect()
 }
 
 /// A trouble of the world's: later, or never once the message is too old.

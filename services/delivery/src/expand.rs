@@ -57,20 +57,18 @@ pub async fn route(
                 return disabled(job).await;
             }
             let child = local(job, &delivered_to, &account);
-            let report = served_already(job, account.id.as_str()).await?;
-            routed(job, vec![child], None, rule, report).await
+            routed_to(job, child, rule).await
         }
         Decision::Forward { .. } | Decision::Group { .. } if again => {
             let reply = Reply::new(554, (5, 4, 6), "routing loop");
             bounce::fail(job, reply, "loop").await
         }
         Decision::Forward { to } => {
-            let children = children(job, &[to], &followed).await;
-            let report = match &children[..] {
-                [only] => served_by_child(job, only).await?,
-                _ => None,
-            };
-            routed(job, children, None, rule, report).await
+            let mut children = children(job, &[to], &followed).await;
+            match children.pop() {
+                Some(only) => routed_to(job, only, rule).await,
+                None => job.hold("malformed").await,
+            }
         }
         Decision::Group { members, .. } if members.len() > MEMBERS_MAX => {
             job.hold("group-too-large").await
@@ -81,6 +79,10 @@ pub async fn route(
         }
         Decision::Group { members, errors_to } => {
             let mut children = children(job, &members, &followed).await;
+            if let (None, [only]) = (&errors_to, &children[..]) {
+                // like a forward: the wish to hear of success goes on to it (RFC 3461 section 5.2.7.2)
+                return routed_to(job, only.clone(), rule).await;
+            }
             let report = told_of_members(job, &mut children, errors_to.is_some()).await?;
             routed(job, children, errors_to, rule, report).await
         }
@@ -150,25 +152,19 @@ async fn children(job: &mut Job<'_>, addresses: &[Mailbox], seen: &[String]) -> 
     children
 }
 
-/// What becomes of the wish to hear of success when a group is replaced by its members (RFC 3461 section 5.2.7).
+/// What becomes of the wish to hear of success when a group is replaced by several members, or is a list (RFC 3461 section 5.2.7).
 ///
 /// With an address for errors it is a mailing list: the mail has arrived there, which is reported as a delivery, and members get
 /// it without the sender's wishes (5.2.7.1). Without one it is an alias of several addresses: reported as an expansion, after
-/// which nobody reports further deliveries (5.2.7.3). A single member is like a forward: the wish goes on to it (5.2.7.2).
+/// which nobody reports further deliveries (5.2.7.3).
 async fn told_of_members(
     job: &mut Job<'_>,
     children: &mut [Recipient],
     is_list: bool,
 ) -> Result<Option<Composed>, Step> {
-    let action = match (is_list, children.len()) {
-        (false, 0 | 1) => {
-            return match children.first() {
-                Some(only) => served_by_child(job, only).await,
-                None => Ok(None),
-            };
-        }
-        (false, _) => Action::Expanded,
-        (true, _) => Action::Delivered,
+    let action = match is_list {
+        false => Action::Expanded,
+        true => Action::Delivered,
     };
     for child in children.iter_mut() {
         if is_list {
@@ -194,21 +190,30 @@ fn without_success(notify: &str) -> String {
     }
 }
 
-/// The report of success for a recipient whose only child has a mailbox that has the mail already: the child ends at once.
-async fn served_by_child(job: &mut Job<'_>, child: &Recipient) -> Result<Option<Composed>, Step> {
-    match &child.target {
-        Some(Target::Local(local)) => served_already(job, &local.account).await,
-        _ => Ok(None),
-    }
-}
-
-async fn served_already(job: &mut Job<'_>, account: &str) -> Result<Option<Composed>, Step> {
+/// One recipient takes the place of another. If its mailbox has the mail already it ends at once, and success is told with that.
+async fn routed_to(job: &mut Job<'_>, child: Recipient, rule: &str) -> Result<Step, Step> {
+    let Some(Target::Local(local)) = &child.target else {
+        return routed(job, vec![child], None, rule, None).await;
+    };
+    let account = local.account.clone();
     let (message, _) = job.work.key;
-    let shard = &job.context.shard;
-    if !shard.read(|machine| machine.has_delivered(message, account)) {
-        return Ok(None);
+    let context = job.context;
+    let is_served = || {
+        let shard = &context.shard;
+        shard.read(|machine| machine.has_delivered(message, &account))
+    };
+    loop {
+        let served = is_served();
+        let report = match served {
+            true => report::of_success(job, Event::now(Action::Delivered)).await?,
+            false => None,
+        };
+        let _settling = context.settling(message, &account).await;
+        // it may have been delivered while this was looked at
+        if is_served() == served {
+            return routed(job, vec![child], None, rule, report).await;
+        }
     }
-    report::of_success(job, Event::now(Action::Delivered)).await
 }
 
 fn child(job: &Job<'_>, address: &Mailbox, target: Target) -> Recipient {

@@ -1,10 +1,12 @@
 //! One step for one recipient: what it needs, and what it can come to.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hikyaku_blob::Blobs;
 use hikyaku_directory::{Directory, Resolution, Unavailable};
+use hikyaku_mail::id::MessageId;
 use hikyaku_mail::maillog;
 use hikyaku_mail::path::Mailbox;
 use hikyaku_mail::reply::Reply;
@@ -31,6 +33,8 @@ use crate::{courier, expand};
 
 /// Waiting for the directory, Home or the log to answer.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Locks for accounts that mail is being settled for.
+const SETTLING: u64 = 64;
 /// Times that the wait for an entry that somebody has to mend doubles: 40 minutes as the schedule is delivered.
 const DOUBT_DOUBLINGS_MAX: u32 = 3;
 
@@ -53,6 +57,7 @@ pub struct Context {
     pub placement: Placement,
     /// Limits and times.
     pub options: DeliveryOptions,
+    settling: Vec<tokio::sync::Mutex<()>>,
     /// Results.
     pub facts: Facts,
     homes: Mutex<Homes>,
@@ -74,6 +79,9 @@ impl Context {
             mailboxes: deps.mailboxes,
             placement: deps.placement,
             homes: Mutex::new(Homes::new(options.homes_max)),
+            settling: (0..SETTLING)
+                .map(|_| tokio::sync::Mutex::default())
+                .collect(),
             options,
             facts,
         }
@@ -82,6 +90,23 @@ impl Context {
     /// The owners learned so far.
     pub fn homes(&self) -> MutexGuard<'_, Homes> {
         self.homes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Held while a delivery to `account`, or what makes another recipient one with it, is recorded: so one of the two sees the
+    /// other, and the sender is told of both. `None` where nobody asked to be told.
+    pub async fn settling(
+        &self,
+        message: MessageId,
+        account: &str,
+    ) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        let asks = |machine: &QueueMachine| machine.has_notify(message);
+        if !self.shard.read(asks) {
+            return None;
+        }
+        let mut hasher = DefaultHasher::new();
+        account.hash(&mut hasher);
+        let number = usize::try_from(hasher.finish() % SETTLING).ok()?;
+        Some(self.settling.get(number)?.lock().await)
     }
 
     /// This node's clock.

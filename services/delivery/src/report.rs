@@ -3,7 +3,7 @@
 //! | event | told if NOTIFY | record that brings the report |
 //! |---|---|---|
 //! | failed | is absent or says FAILURE | `Bounce` |
-//! | delayed, once per recipient | says DELAY | `Attempted{Delayed}` |
+//! | delayed, once per recipient, several together | says DELAY | `Attempted{Delayed}` |
 //! | delivered, also to a mailing list | says SUCCESS | `Attempted{Delivered}`, `Routed` |
 //! | expanded into several addresses | says SUCCESS | `Routed` |
 //!
@@ -39,8 +39,21 @@ pub struct Event<'a> {
     pub last_attempt_ms: Option<u64>,
     /// Of a delay: until when it is tried.
     pub retry_until_ms: Option<u64>,
-    /// Others to whom it happened with this recipient, each with the address that the sender wrote.
-    pub with: Vec<(String, Recipient)>,
+    /// Others to whom it happened with this recipient.
+    pub with: Vec<Other>,
+}
+
+/// Another recipient to whom the same happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Other {
+    /// The address that the sender wrote.
+    pub address: String,
+    /// ORCPT, or empty.
+    pub original_recipient: String,
+    /// Why, if there is a reply that says so.
+    pub reply: Option<Reply>,
+    /// Of a delay: when it was last tried, if it was.
+    pub last_attempt_ms: Option<u64>,
 }
 
 impl<'a> Event<'a> {
@@ -212,14 +225,9 @@ fn addressee(work: &Work, action: Action) -> Option<Mailbox> {
 
 /// This recipient, unless only the others asked, and those.
 fn told_of<'a>(work: &'a Work, event: &'a Event<'_>, now_ms: u64) -> Vec<dsn::Recipient<'a>> {
-    let tell = |address: &'a str, original_recipient: &'a str| dsn::Recipient {
-        address,
-        original_recipient,
-        reply: event.reply,
-        last_attempt_ms: match event.action {
-            Action::Delayed => event.last_attempt_ms,
-            _ => Some(now_ms),
-        },
+    let tried = |last_attempt_ms| match event.action {
+        Action::Delayed => last_attempt_ms,
+        _ => Some(now_ms),
     };
     let own = wants(work, event.action).then(|| {
         // the sender knows the address it wrote, not what became of it; a list's owner knows the member
@@ -227,12 +235,19 @@ fn told_of<'a>(work: &'a Work, event: &'a Event<'_>, now_ms: u64) -> Vec<dsn::Re
             Some(_) => &work.recipient.address,
             None => &work.original_address,
         };
-        tell(address, &work.recipient.original_recipient)
+        dsn::Recipient {
+            address,
+            original_recipient: &work.recipient.original_recipient,
+            reply: event.reply,
+            last_attempt_ms: tried(event.last_attempt_ms),
+        }
     });
-    let others = event
-        .with
-        .iter()
-        .map(|(address, recipient)| tell(address, &recipient.original_recipient));
+    let others = event.with.iter().map(|other| dsn::Recipient {
+        address: &other.address,
+        original_recipient: &other.original_recipient,
+        reply: other.reply.as_ref(),
+        last_attempt_ms: tried(other.last_attempt_ms),
+    });
     own.into_iter().chain(others).collect()
 }
 

@@ -2,6 +2,7 @@
 //! and has not been told. Derived from the messages, by the time they were received.
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
 
 use hikyaku_mail::id::MessageId;
 use hikyaku_proto::v1::Envelope;
@@ -14,6 +15,9 @@ use crate::recipient::Slot;
 pub struct Delays {
     waiting: BTreeSet<(u64, MessageId, u32)>,
 }
+
+/// A mail by its age: when it was received, Unix milliseconds, and which it is.
+pub type Aged = (u64, MessageId);
 
 impl Delays {
     /// Takes over what is true of a recipient now. `held`: its message waits for an operator as a whole.
@@ -36,13 +40,18 @@ impl Delays {
         }
     }
 
-    /// Up to `max` of those whose mail was received at `received_ms` or before.
-    pub fn before(&self, received_ms: u64, max: usize) -> Vec<RecipientKey> {
-        let old = self
-            .waiting
-            .iter()
-            .take_while(|place| place.0 <= received_ms);
-        old.take(max).map(|place| (place.1, place.2)).collect()
+    /// The first mail after `after` that was received at `received_ms` or before, and those of its recipients.
+    pub fn next(&self, received_ms: u64, after: Option<Aged>) -> Option<(Aged, Vec<u32>)> {
+        let after = match after {
+            Some((ms, id)) => Bound::Excluded((ms, id, u32::MAX)),
+            None => Bound::Unbounded,
+        };
+        let &(ms, id, _) = self.waiting.range((after, Bound::Unbounded)).next()?;
+        if ms > received_ms {
+            return None;
+        }
+        let of_mail = self.waiting.range((ms, id, 0)..=(ms, id, u32::MAX));
+        Some(((ms, id), of_mail.map(|place| place.2).collect()))
     }
 }
 
@@ -76,19 +85,28 @@ mod tests {
         for (number, slot) in (0..).zip(&slots) {
             delays.refresh((id(1), number), slot, &envelope, false);
         }
-        assert_eq!(delays.before(999, 9), []);
-        assert_eq!(delays.before(1000, 9), [(id(1), 0)]);
+        let first = ((1000, id(1)), vec![0]);
+        assert_eq!(delays.next(999, None), None);
+        assert_eq!(delays.next(1000, None), Some(first.clone()));
+        assert_eq!(delays.next(1000, Some(first.0)), None);
+        // whoever is found is found after any mail before it
+        delays.refresh((id(2), 0), &slots[0], &envelope, false);
+        delays.refresh((id(2), 7), &slots[0], &envelope, false);
+        let second = ((1000, id(2)), vec![0, 7]);
+        assert_eq!(delays.next(1000, Some(first.0)), Some(second.clone()));
         delays.refresh((id(1), 0), &slots[0], &envelope, true);
-        assert_eq!(delays.before(1000, 9), []);
+        assert_eq!(delays.next(1000, None), Some(second));
         delays.refresh((id(1), 0), &slots[0], &envelope, false);
-        assert_eq!(delays.before(1000, 0), []);
+        assert_eq!(delays.next(1000, None), Some(first));
         let told = RecipientState {
             delay_reported: true,
             ..slots[0].state()
         };
         slots[0] = Slot::new(told);
-        delays.refresh((id(1), 0), &slots[0], &envelope, false);
-        assert_eq!(delays.before(1000, 9), []);
+        for (id, number) in [(id(1), 0), (id(2), 0), (id(2), 7)] {
+            delays.refresh((id, number), &slots[0], &envelope, false);
+        }
+        assert_eq!(delays.next(1000, None), None);
         assert!(asks("success, delay", "DELAY") && !asks("NEVER", "DELAY"));
     }
 }

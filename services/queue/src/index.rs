@@ -8,7 +8,7 @@ use std::sync::Arc;
 use hikyaku_log::Position;
 use hikyaku_mail::id::MessageId;
 
-use crate::delays::Delays;
+use crate::delays::{Aged, Delays};
 use crate::hash::SetHash;
 use crate::kept::KeptFact;
 use crate::recipient::{Before, Message, Slot, Stage, Stand, Statuses};
@@ -143,9 +143,10 @@ impl Index {
         self.hash.to_bytes()
     }
 
-    /// Recipients whose sender is still to be told that it takes long: those of mail received at `received_ms` or before.
-    pub fn delayed_since(&self, received_ms: u64, max: usize) -> Vec<RecipientKey> {
-        self.delays.before(received_ms, max)
+    /// The first mail after `after`, received at `received_ms` or before, whose sender is still to be told that it takes long, and
+    /// the recipients that it is to be told of.
+    pub fn next_delayed(&self, received_ms: u64, after: Option<Aged>) -> Option<(Aged, Vec<u32>)> {
+        self.delays.next(received_ms, after)
     }
 
     /// The lowest pin.

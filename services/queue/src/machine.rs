@@ -28,7 +28,7 @@ use crate::bodies::Bodies;
 use crate::index::Index;
 use crate::intake::Gauges;
 use crate::kept::{Fact, Kept, KeptFact};
-use crate::recipient::{Message, Slot, fresh};
+use crate::recipient::{Message, Slot, are_delays, fresh};
 
 /// Quarantined positions remembered for the operator.
 const QUARANTINED_MAX: usize = 64;
@@ -470,7 +470,9 @@ impl Machine for QueueMachine {
                 self.reported(&id, position, time_ms, fact, report)
             }
             Command::Attempted(attempted)
-                if attempted.report.is_some() && attempted.outcomes.len() != 1 =>
+                if attempted.report.is_some()
+                    && attempted.outcomes.len() != 1
+                    && !are_delays(&attempted.outcomes) =>
             {
                 // whether it had its effect would not be one answer
                 self.misplaced(position)

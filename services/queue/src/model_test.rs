@@ -8,8 +8,8 @@ use hikyaku_proto::v1::operate::Order;
 use hikyaku_proto::v1::outcome::Result as Attempt;
 use hikyaku_proto::v1::recipient_state::State;
 use hikyaku_proto::v1::{
-    Accept, Attempted, Bounce, BouncedRecipient, Cancel, Delayed, Operate, Record, Routed, Tick,
-    record::Command,
+    Accept, Attempted, Bounce, BouncedRecipient, Cancel, Delayed, Operate, Outcome, Record, Routed,
+    Tick, record::Command,
 };
 use hikyaku_shard::machine::Machine;
 use prost::Message as _;
@@ -262,7 +262,10 @@ impl World {
             }),
             12 => Command::Attempted(Attempted {
                 message_id: bytes,
-                outcomes: vec![outcome(recipient, Attempt::Delayed(Delayed {}))],
+                outcomes: match self.random.below(2) {
+                    0 => vec![delayed_outcome(recipient)],
+                    _ => live.iter().map(|number| delayed_outcome(*number)).collect(),
+                },
                 report: Some(accept(self.new_id(), vec![local("sender")])),
             }),
             4 => Command::Attempted(Attempted {
@@ -519,6 +522,10 @@ fn garbage_is_counted_from_the_log_start() {
     assert!(replica.machine.kept_len() < 5);
 }
 
+fn delayed_outcome(number: u32) -> Outcome {
+    outcome(number, Attempt::Delayed(Delayed {}))
+}
+
 #[test]
 fn there_is_one_report_of_one_event_and_none_of_what_did_not_happen() {
     let mut replica = Replica::at(Position(1));
@@ -544,15 +551,34 @@ fn there_is_one_report_of_one_event_and_none_of_what_did_not_happen() {
             report: Some(report),
         })
     };
-    let first = accept(id(1), vec![asking.clone(), expand("team")]);
+    let to = [asking.clone(), expand("team"), asking.clone(), expand("b")];
+    let first = accept(id(1), to.to_vec());
     apply(&|_| Command::Accept(first.clone()));
-    let delayed = |report| attempted(outcome(0, Attempt::Delayed(Delayed {})), report);
+    let delays = |numbers: &'static [u32]| {
+        move |report| {
+            Command::Attempted(Attempted {
+                message_id: id(1).to_bytes().to_vec().into(),
+                outcomes: numbers
+                    .iter()
+                    .map(|number| delayed_outcome(*number))
+                    .collect(),
+                report: Some(report),
+            })
+        }
+    };
+    let delayed = delays(&[0]);
     assert_eq!(apply(&delayed), (Answer::Changed(1), 2));
     assert_eq!(apply(&delayed), (Answer::Void, 2), "told once");
+    // one report tells of several, or of none: the third one collapsed into the first
+    assert_eq!(apply(&delays(&[0, 1])), (Answer::Void, 2));
+    assert_eq!(apply(&delays(&[1, 2])), (Answer::Void, 2));
+    assert_eq!(apply(&delays(&[1, 9])), (Answer::Void, 2));
+    assert_eq!(apply(&delays(&[1, 3])), (Answer::Changed(2), 3));
+    assert_eq!(apply(&delays(&[3])), (Answer::Void, 3));
     let delivered = |report| attempted(delivered_outcome(0, 1), report);
-    assert_eq!(apply(&delivered), (Answer::Changed(1), 3));
-    assert_eq!(apply(&delivered), (Answer::Void, 3));
-    assert_eq!(apply(&delayed), (Answer::Void, 3), "too late");
+    assert_eq!(apply(&delivered), (Answer::Changed(1), 4));
+    assert_eq!(apply(&delivered), (Answer::Void, 4));
+    assert_eq!(apply(&delayed), (Answer::Void, 4), "too late");
     let routed = |report| {
         Command::Routed(Routed {
             message_id: id(1).to_bytes().to_vec().into(),
@@ -562,8 +588,8 @@ fn there_is_one_report_of_one_event_and_none_of_what_did_not_happen() {
             ..Routed::default()
         })
     };
-    assert_eq!(apply(&routed), (Answer::Changed(1), 4));
-    assert_eq!(apply(&routed), (Answer::Void, 4));
+    assert_eq!(apply(&routed), (Answer::Changed(1), 5));
+    assert_eq!(apply(&routed), (Answer::Void, 5));
     // what cannot be one event is nothing
     let two = |report| {
         Command::Attempted(Attempted {
@@ -572,7 +598,8 @@ fn there_is_one_report_of_one_event_and_none_of_what_did_not_happen() {
             report: Some(report),
         })
     };
-    assert_eq!(apply(&two), (Answer::Void, 4));
-    assert_eq!(replica.machine.quarantined().len(), 1);
-    assert_eq!(replica.machine.counters().reports, 3);
+    assert_eq!(apply(&two), (Answer::Void, 5));
+    assert_eq!(apply(&delays(&[])), (Answer::Void, 5));
+    assert_eq!(replica.machine.quarantined().len(), 2);
+    assert_eq!(replica.machine.counters().reports, 4);
 }

@@ -364,6 +364,12 @@ fn append(slots: &mut Vec<Slot>, states: impl ExactSizeIterator<Item = Recipient
     }
 }
 
+/// Whether these outcomes are delays and nothing else.
+pub fn are_delays(outcomes: &[Outcome]) -> bool {
+    let mut results = outcomes.iter().map(|outcome| &outcome.result);
+    !outcomes.is_empty() && results.all(|result| matches!(result, Some(Attempt::Delayed(_))))
+}
+
 /// The accounts that have the message or may still get it.
 fn served(slots: &[Slot]) -> BTreeSet<String> {
     let gets_it = |slot: &&Slot| match &slot.stand {
@@ -445,6 +451,7 @@ impl Message {
     /// recipients change nothing.
     pub fn apply(&mut self, time_ms: u64, fact: &Fact) -> u32 {
         match fact {
+            Fact::Attempted(outcomes) if are_delays(outcomes) => self.delayed(time_ms, outcomes),
             Fact::Attempted(outcomes) => outcomes
                 .iter()
                 .map(|outcome| self.attempted(time_ms, outcome))
@@ -501,6 +508,20 @@ impl Message {
             None => return 0,
         }
         1
+    }
+
+    /// One report tells of all of them, so it is void as a whole when one of them has ended or was told of.
+    fn delayed(&mut self, time_ms: u64, outcomes: &[Outcome]) -> u32 {
+        for outcome in outcomes {
+            let slot = self.live(outcome.recipient);
+            if slot.is_none_or(|slot| slot.delay_reported) {
+                return 0;
+            }
+        }
+        outcomes
+            .iter()
+            .map(|outcome| self.attempted(time_ms, outcome))
+            .sum()
     }
 
     /// Void as a whole when one of them is terminal already: then its sender has heard, or it was delivered.

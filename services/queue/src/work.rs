@@ -156,6 +156,12 @@ impl QueueMachine {
             .collect()
     }
 
+    /// Whether the sender of a live message has said for some recipient when it wants to hear of it.
+    pub fn has_notify(&self, id: MessageId) -> bool {
+        let message = self.index.message(id);
+        message.is_some_and(|message| message.slots.iter().any(Slot::has_notify))
+    }
+
     /// Whether a recipient of the message with this account has been delivered: another one with it ends at once.
     pub fn has_delivered(&self, id: MessageId, account: &str) -> bool {
         self.index.message(id).is_some_and(|message| {

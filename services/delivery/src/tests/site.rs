@@ -6,20 +6,23 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::stream::Empty;
 use hikyaku_blob::body::inline_body;
 use hikyaku_blob::memory::MemoryBlobs;
 use hikyaku_directory::ldif_directory::{LdifDirectory, Loss, Reload};
 use hikyaku_directory::password::PoolLimits;
 use hikyaku_directory::settings::Settings;
+use hikyaku_directory::{Account, Directory, LoginError, Resolution, Unavailable};
 use hikyaku_log::sim::{SimDisk, SimFaults, SimLog};
 use hikyaku_log::{Class, ShardId};
-use hikyaku_mail::id::{DeliveryId, MessageId};
+use hikyaku_mail::id::{AccountId, DeliveryId, MessageId};
+use hikyaku_mail::path::Mailbox;
 use hikyaku_proto::transport::in_process;
 use hikyaku_proto::v1::home_client::HomeClient;
 use hikyaku_proto::v1::home_server::{Home, HomeServer};
 use hikyaku_proto::v1::mailbox_client::MailboxClient;
-use hikyaku_proto::v1::mailbox_server::{Mailbox, MailboxServer};
+use hikyaku_proto::v1::mailbox_server::{self, MailboxServer};
 use hikyaku_proto::v1::recipient::Target;
 use hikyaku_proto::v1::{
     Accept, Body, Busy, ClaimReply, ClaimRequest, DeliverReply, DeliverRequest, Disabled, Envelope,
@@ -127,6 +130,8 @@ pub struct State {
     pub always: BTreeMap<String, Says>,
     pub dead: BTreeSet<u32>,
     pub home_dead: bool,
+    /// The domain about which the directory does not answer.
+    pub silent: Option<&'static str>,
     pub owners: BTreeMap<String, (u32, u64)>,
     pub stored: BTreeMap<DeliveryId, (String, u32)>,
     pub voided: BTreeSet<DeliveryId>,
@@ -186,7 +191,7 @@ impl Home for Mailboxes {
 }
 
 #[tonic::async_trait]
-impl Mailbox for Mailboxes {
+impl mailbox_server::Mailbox for Mailboxes {
     async fn deliver(
         &self,
         request: Request<DeliverRequest>,
@@ -328,6 +333,43 @@ impl Mailboxes {
                 Answer::Delivered(stored(uid))
             }
         }
+    }
+}
+
+/// The directory, unless it is silent.
+struct Silenced {
+    directory: Arc<LdifDirectory>,
+    mailboxes: Mailboxes,
+}
+
+impl Directory for Silenced {
+    fn resolve<'a>(
+        &'a self,
+        address: &'a Mailbox,
+    ) -> BoxFuture<'a, Result<Resolution, Unavailable>> {
+        match self.mailboxes.state().silent {
+            Some(domain) if domain == address.domain() => Box::pin(std::future::pending()),
+            _ => self.directory.resolve(address),
+        }
+    }
+
+    fn authenticate<'a>(
+        &'a self,
+        login: &'a str,
+        password: &'a [u8],
+    ) -> BoxFuture<'a, Result<Account, LoginError>> {
+        self.directory.authenticate(login, password)
+    }
+
+    fn account<'a>(
+        &'a self,
+        id: &'a AccountId,
+    ) -> BoxFuture<'a, Result<Option<Account>, Unavailable>> {
+        self.directory.account(id)
+    }
+
+    fn postmaster(&self) -> Mailbox {
+        self.directory.postmaster()
     }
 }
 
@@ -552,7 +594,10 @@ fn boot(
     );
     let mailbox = MailboxClient::new(in_process(MailboxServer::new(mailboxes.clone())));
     let deps = Deps {
-        directory: directory.clone(),
+        directory: Arc::new(Silenced {
+            directory: directory.clone(),
+            mailboxes: mailboxes.clone(),
+        }),
         blobs: Arc::new(MemoryBlobs::new()),
         home: HomeClient::new(in_process(HomeServer::new(mailboxes.clone()))),
         mailboxes: Arc::new(move |_| mailbox.clone()),
