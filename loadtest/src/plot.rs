@@ -22,6 +22,8 @@ const NOTES: (f64, f64) = (52.0, 15.0);
 const NOTES_MAX: usize = 4;
 /// About how wide a character of the notes is.
 const NOTE_CHARACTER: f64 = 5.9;
+/// Room for half of the highest rate, written beside its dot.
+const PEAK_WIDTH: f64 = 30.0;
 
 const ACCEPTED: &str = "#1f5fa8";
 const P50: &str = "#2e8b57";
@@ -188,7 +190,13 @@ impl Column {
         {
             let place = (x.place(peak.at), rates.place(peak.accepted) - 10.0);
             let words = format!("{}/s", number(peak.accepted.round()));
-            text(svg, place, "middle", "fill=\"#1f5fa8\"", &words);
+            // not into the next column
+            let anchor = if paper.1 - place.0 < PEAK_WIDTH {
+                "end"
+            } else {
+                "middle"
+            };
+            text(svg, place, anchor, "fill=\"#1f5fa8\"", &words);
         }
         for ((left, top), stroke, what) in legend {
             let y = top + 16.0;

@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::axis::number;
 use crate::histogram::Percentiles;
 use crate::maildrops::VerifyOptions;
 use crate::plot::{Across, Column, Dot, Picture};
@@ -262,7 +263,7 @@ impl SaturationReport {
             first.withheld.join("; ")
         );
         let title = match self.peak {
-            Some(peak) => format!("{peak:.0} messages/s accepted at most"),
+            Some(peak) => format!("{} messages/s accepted at most", number(peak.round())),
             None => "Nothing was accepted".to_owned(),
         };
         let picture = Picture {
