@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use hikyaku_log::AppendError;
 use hikyaku_mail::id::MessageId;
+use hikyaku_proto::convert::message_id;
 use hikyaku_proto::v1::outcome::Result as Attempt;
-use hikyaku_proto::v1::{Accept, Attempted, Outcome, record::Command};
+use hikyaku_proto::v1::{Accept, Attempted, Held, Outcome, record::Command};
 use hikyaku_queue::machine::{Answer, QueueMachine};
 use hikyaku_serve::tasks::Tasks;
-use hikyaku_shard::runtime::Shard;
+use hikyaku_shard::runtime::{ProposeError, Shard};
 use tokio::sync::{mpsc, oneshot};
 
 /// Facts waiting to be written.
@@ -19,6 +21,8 @@ const WAITING_MAX: usize = 1024;
 const BATCH_MAX: usize = 256;
 /// Between tries while the log takes nothing: first and longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// Why a recipient is held whose end fits no record.
+const TOO_LARGE: &str = "record-too-large";
 
 struct Fact {
     message: MessageId,
@@ -93,7 +97,9 @@ impl Facts {
     }
 
     /// Offers `command` to the log until it has been applied, and says what that did. A repeat after an unknown outcome can
-    /// hear [`Answer::Void`] although the first one had its effect.
+    /// hear [`Answer::Void`] although the first one had its effect. One that is too large for the log is [`Answer::Void`], and
+    /// what can be said more shortly is recorded in its place: an outcome without its report, or that an operator must look at the
+    /// recipients it names (held, `record-too-large`).
     pub async fn commit(&self, command: Command) -> Answer {
         commit(&self.shard, command).await
     }
@@ -131,11 +137,32 @@ fn attempted(message: MessageId, outcomes: Vec<Outcome>) -> Command {
 }
 
 async fn commit(shard: &Shard<QueueMachine>, command: Command) -> Answer {
+    if let Some(answer) = offer(shard, &command).await {
+        return answer;
+    }
+    let mut next = shorter(&command);
+    while let Some(command) = next {
+        if offer(shard, &command).await.is_some() {
+            break;
+        }
+        next = shorter(&command);
+    }
+    // whatever was recorded, it was not this
+    Answer::Void
+}
+
+/// What applying `command` did, once the log has taken it; `None` when it never will.
+async fn offer(shard: &Shard<QueueMachine>, command: &Command) -> Option<Answer> {
     let cmd_id = shard.ambient().command_id();
     let (mut delay, longest) = RETRY;
     loop {
         match shard.propose_as(cmd_id, command.clone()).await {
-            Ok(committed) => return committed.answer,
+            Ok(committed) => return Some(committed.answer),
+            Err(ProposeError::Refused(error @ AppendError::TooLarge)) => {
+                let queue_id = message_of(command).map(|id| id.to_string());
+                tracing::error!(shard = %shard.id(), queue_id, %error, "a record fits no log; a shorter one takes its place");
+                return None;
+            }
             Err(error) => {
                 tracing::warn!(shard = %shard.id(), %error, "the log did not take a record; trying again");
                 tokio::time::sleep(delay).await;
@@ -143,4 +170,43 @@ async fn commit(shard: &Shard<QueueMachine>, command: Command) -> Answer {
             }
         }
     }
+}
+
+fn message_of(command: &Command) -> Option<MessageId> {
+    let id = match command {
+        Command::Attempted(attempted) => &attempted.message_id,
+        Command::Bounce(bounce) => &bounce.message_id,
+        Command::Routed(routed) => &routed.message_id,
+        _ => return None,
+    };
+    message_id(id).ok()
+}
+
+/// What is recorded in the place of `command`, which is too large; `None` when there is nothing shorter to say.
+fn shorter(command: &Command) -> Option<Command> {
+    let message = message_of(command)?;
+    let recipients: Vec<u32> = match command {
+        Command::Attempted(told) if told.report.is_some() => {
+            return Some(attempted(message, told.outcomes.clone()));
+        }
+        Command::Attempted(told) if told.outcomes.iter().all(is_held_for_length) => return None,
+        Command::Attempted(told) => told.outcomes.iter().map(|told| told.recipient).collect(),
+        Command::Bounce(bounce) => bounce.recipients.iter().map(|one| one.recipient).collect(),
+        Command::Routed(routed) => vec![routed.recipient],
+        _ => return None,
+    };
+    let held = |recipient| Outcome {
+        recipient,
+        result: Some(Attempt::Held(Held {
+            reason: TOO_LARGE.to_owned(),
+        })),
+    };
+    Some(attempted(
+        message,
+        recipients.into_iter().map(held).collect(),
+    ))
+}
+
+fn is_held_for_length(outcome: &Outcome) -> bool {
+    matches!(&outcome.result, Some(Attempt::Held(held)) if held.reason == TOO_LARGE)
 }

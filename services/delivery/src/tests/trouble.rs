@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use hikyaku_log::sim::SimFaults;
 use hikyaku_proto::v1::operate::Order;
 use hikyaku_proto::v1::recipient_state::State;
 use hikyaku_proto::v1::{QueueListRequest, QueueOperateRequest, Recipient};
@@ -404,4 +405,26 @@ async fn a_sender_in_doubt_holds_up_no_outcome() {
         .values()
         .filter(|(account, _)| account == "t-1");
     assert_eq!(told.count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_no_log_takes_is_held_and_not_tried_for_ever() {
+    let faults = SimFaults {
+        record_bytes_max: 512,
+        ..SimFaults::none()
+    };
+    let mut site = Site::with_faults(&people(), hasty(), faults);
+    // the bounce and its report are one record
+    let id = site.accept("bob@example.jp", vec![expand("nobody")]).await;
+    site.until("it is held", |site| {
+        site.held("record-too-large") == ["nobody@example.jp"]
+    })
+    .await;
+    assert_eq!(site.records().get("bounce"), None);
+    let again = site.accept("bob@example.jp", alice()).await;
+    site.until("the others go on", |site| {
+        site.mailboxes.copies(again) == ["a-1"]
+    })
+    .await;
+    assert!(site.mailboxes.copies(id).is_empty());
 }
