@@ -150,7 +150,10 @@ impl Dispatcher {
         tokio::select! {
             biased;
             () = drain.cancelled() => return,
-            _ = lead::begin(&self.tasks, &self.context.shard) => {}
+            begun = lead::begin(&self.tasks, &self.context.shard) => if begun.is_err() {
+                // parked: nothing can be recorded, so nothing is delivered
+                return;
+            }
         }
         let carrying = carry::run(self.context.clone(), drain.clone());
         self.tasks.spawn("carry", carrying);

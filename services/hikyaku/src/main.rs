@@ -129,7 +129,13 @@ async fn run_node(
         hangup,
         logging,
     };
-    let node = Node::start(config, source).await?;
+    let node = tokio::select! {
+        biased;
+        started = Node::start(config, source) => started?,
+        // nothing is answered yet; what the log and the stores hold they hold
+        _ = interrupt.recv() => return Ok(()),
+        _ = terminate.recv() => return Ok(()),
+    };
     for listener in node.listeners() {
         println!("{listener}");
     }

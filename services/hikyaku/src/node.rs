@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
+use futures_util::future::join_all;
 use hikyaku_access::mailboxes::{Mailboxes, MailboxesOptions};
 use hikyaku_access::pop3::server::Pop3Deps;
 use hikyaku_blob::Blobs;
@@ -29,9 +30,11 @@ use hikyaku_serve::tasks::Tasks;
 use hikyaku_serve::tls::Material;
 use hikyaku_shard::ambient::SharedAmbient;
 use hikyaku_shard::lead;
+use hikyaku_shard::machine::Machine;
+use hikyaku_shard::runtime::Shard;
 use tokio::signal::unix::Signal;
 
-use crate::alarms::Alarms;
+use crate::alarms::{self, Alarms};
 use crate::ambient::System;
 use crate::archive::{LocalArchive, LocalQueue};
 use crate::budget::IN_FLIGHT_BYTES_MAX;
@@ -39,7 +42,7 @@ use crate::config::Config;
 use crate::listeners::Listeners;
 use crate::live::{Live, Serving};
 use crate::lock::DirectoryLock;
-use crate::observe::{Observed, disk_alarm, full_alarm, log_alarm};
+use crate::observe::{Observed, disk_alarm, full_alarm, log_alarm, parked_alarm};
 use crate::reload::Reloader;
 use crate::services::Services;
 use crate::shards::Shards;
@@ -222,7 +225,8 @@ impl Starting<'_> {
         let mut listeners = open.smtp(edge).await?;
         listeners.extend(open.pop3(self.maildrops(&services, &file, &blobs)).await?);
         let alarms = Alarms::default();
-        let node_alarms = node_alarms(&alarms, &file, &shards, config);
+        let node_alarms = node_alarms(&alarms, &file, &shards, &queue, config);
+        alarms::watch(self.tasks, node_alarms.clone());
         let observed = self.observed(&shards, &live, node_alarms.clone());
         listeners.extend(open.metrics(observed).await?);
         let socket = open.admin(AdminService {
@@ -265,9 +269,6 @@ impl Starting<'_> {
     fn directory(&self) -> Result<(Arc<DirectoryFile>, Stamp)> {
         let (file, read) =
             users::open(self.config, random_key(&self.ambient)).context("reading the directory")?;
-        if let Some(alarm) = file.alarm() {
-            tracing::error!(alarm, "directory");
-        }
         for line in users::located(
             self.config.directory.ldif.get_ref(),
             file.directory().table().findings(),
@@ -353,6 +354,19 @@ impl Starting<'_> {
         .start(self.tasks);
     }
 
+    /// Leads `shard` as soon as its log takes records, and returns when it has applied what the log holds, or cannot now: mail for
+    /// it waits then, and everything else goes on.
+    async fn begin<M: Machine>(&self, shard: &Shard<M>) {
+        let (tasks, led) = (self.ground.clone(), shard.clone());
+        self.ground.spawn("begin to lead", async move {
+            // the trouble itself is in the log already
+            let _ = lead::begin(&tasks, &led).await;
+        });
+        if let Err(behind) = lead::catch_up(shard).await {
+            tracing::error!(shard = %shard.id(), %behind, "starting without this shard; mail for it waits");
+        }
+    }
+
     /// Leads every shard of this machine: there is nobody else.
     async fn lead(
         &self,
@@ -361,10 +375,11 @@ impl Starting<'_> {
         directory: Arc<LdifDirectory>,
         blobs: Arc<dyn Blobs>,
     ) -> QueueControl {
-        lead::begin(self.ground, &shards.home.shard).await;
-        for mailbox in &shards.mailboxes {
-            lead::begin(self.ground, &mailbox.shard).await;
-        }
+        let mailboxes = shards.mailboxes.iter();
+        tokio::join!(
+            self.begin(&shards.home.shard),
+            join_all(mailboxes.map(|mailbox| self.begin(&mailbox.shard)))
+        );
         let mut placement = Placement::new();
         for (name, mbox) in &self.config.mbox {
             placement = placement.with_mbox(
@@ -432,14 +447,17 @@ async fn rcpt_reply(directory: &dyn Directory, quotas: &Quotas, path: &ForwardPa
     }
 }
 
-/// Whatever is no shard's: configuration, certificate, directory, a log, a queue or a disk that is full or fills up.
+/// Configuration, certificate, directory; a log, a queue or a disk that is full or fills up; shards that are parked or do not
+/// answer.
 fn node_alarms(
     alarms: &Alarms,
     file: &Arc<DirectoryFile>,
     shards: &Shards,
+    queue: &QueueControl,
     config: &Config,
 ) -> NodeAlarms {
     let (alarms, file, wal) = (alarms.clone(), file.clone(), shards.wal.clone());
+    let (queue, home, mailboxes) = (queue.clone(), shards.home.clone(), shards.mailboxes.clone());
     let intake = Intake::new(&shards.incoming);
     let log_bytes_max = config.log.bytes_max.0;
     let segment_bytes = config.log.segment_bytes.0;
@@ -450,6 +468,11 @@ fn node_alarms(
         lines.extend(full_alarm(&intake));
         lines.extend(log_alarm(&wal, log_bytes_max));
         lines.extend(disk_alarm(&data_dir, segment_bytes));
+        lines.extend(parked_alarm(queue.shard()));
+        lines.extend(parked_alarm(&home.shard));
+        let parked = mailboxes.iter().map(|mailbox| parked_alarm(&mailbox.shard));
+        lines.extend(parked.flatten());
+        lines.extend(queue.alarms());
         lines
     })
 }

@@ -56,7 +56,11 @@ impl Shards {
             gather: GATHER,
             ..WalOptions::new(ambient.random())
         };
-        let wal = Wal::open(&directory.join("log"), options).context("opening the log")?;
+        let log = directory.join("log");
+        // a large one on a slow disk takes a while
+        tracing::info!(directory = %log.display(), "reading the log");
+        let wal = Wal::open(&log, options)
+            .with_context(|| format!("opening the log {}", log.display()))?;
         let wal = Arc::new(wal);
         let engines = Shared::start(Options {
             cache_bytes_max: config.store.cache_bytes_max.0,

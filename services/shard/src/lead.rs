@@ -10,7 +10,7 @@ use hikyaku_proto::v1::{HashMark, HashReport, LeaderBegin, Tick, record::Command
 use hikyaku_serve::tasks::Tasks;
 use tokio::time::Instant;
 
-use crate::machine::Machine;
+use crate::machine::{Machine, Trouble};
 use crate::runtime::{ProposeError, Shard};
 
 /// How often log time moves.
@@ -21,19 +21,79 @@ const TICKS_PER_MARK: u32 = 5;
 const STEP_MAX_MS: u64 = 10 * 60 * 1000;
 /// Wait between tries to begin leading while the log takes no appends.
 const BEGIN_RETRY: Duration = Duration::from_millis(200);
+/// One in so many failed tries to begin leading is told of, the first included: about two a minute.
+const BEGIN_TRIES_PER_LINE: u32 = 150;
+/// How often a start says how far a shard is.
+const CATCH_UP_LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// A shard that applies nothing for so many of these intervals is not waited for any longer.
+const CATCH_UP_STILL_MAX: u32 = 6;
 
-/// Leads `shard` until the node drains. Returns the epoch: the position of its `LeaderBegin` record.
-pub async fn begin<M: Machine>(tasks: &Tasks, shard: &Shard<M>) -> Position {
+/// Why a shard is not caught up with its log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Behind {
+    /// It is parked and applies nothing any more.
+    #[error("it is parked: {0}")]
+    Parked(Trouble),
+    /// It has stood still for half a minute; it may go on later.
+    #[error("it stands still at record {applied} of {end}")]
+    Still {
+        /// Applied so far.
+        applied: Position,
+        /// To be applied.
+        end: Position,
+    },
+}
+
+/// Waits until `shard` has applied what its log holds now, as long as it moves, and says every few seconds how far it is.
+///
+/// # Errors
+/// When it is parked or stands still: what needs it will be told so, and the rest of the node need not wait.
+pub async fn catch_up<M: Machine>(shard: &Shard<M>) -> Result<(), Behind> {
+    let id = shard.id();
+    let end = Position(shard.log().bounds(id).end.0.saturating_sub(1));
+    let mut applied = shard.applied();
+    let (mut seen, mut still) = (*applied.borrow_and_update(), 0);
+    while still < CATCH_UP_STILL_MAX {
+        let waited = tokio::time::timeout(CATCH_UP_LINE_INTERVAL, shard.wait_applied(end)).await;
+        if waited == Ok(true) {
+            return Ok(());
+        }
+        if let Some(trouble) = shard.trouble() {
+            return Err(Behind::Parked(trouble));
+        }
+        let now = *applied.borrow_and_update();
+        still = if now == seen { still + 1 } else { 0 };
+        seen = now;
+        tracing::info!(shard = %id, applied = %now, %end, "waiting for the shard to apply its log");
+    }
+    Err(Behind::Still { applied: seen, end })
+}
+
+/// Leads `shard` until the node drains. Returns the epoch: the position of its `LeaderBegin` record. Tries for as long as the
+/// log takes no record.
+///
+/// # Errors
+/// When the shard is parked.
+pub async fn begin<M: Machine>(tasks: &Tasks, shard: &Shard<M>) -> Result<Position, Trouble> {
     let command = || {
         Command::LeaderBegin(LeaderBegin {
             node: shard.replica().to_owned(),
         })
     };
+    let mut tries = 0u32;
     let epoch = loop {
-        match shard.propose(command()).await {
+        let error = match shard.propose(command()).await {
             Ok(committed) => break committed.position,
-            Err(_) => tokio::time::sleep(BEGIN_RETRY).await,
+            Err(error) => error,
+        };
+        if let Some(trouble) = shard.trouble() {
+            return Err(trouble);
         }
+        if tries.is_multiple_of(BEGIN_TRIES_PER_LINE) {
+            tracing::warn!(shard = %shard.id(), %error, "cannot begin to lead the shard; trying again");
+        }
+        tries = tries.wrapping_add(1);
+        tokio::time::sleep(BEGIN_RETRY).await;
     };
     let ticking = shard.clone();
     let draining = tasks.draining();
@@ -44,7 +104,7 @@ pub async fn begin<M: Machine>(tasks: &Tasks, shard: &Shard<M>) -> Position {
             () = tick_loop(&ticking) => {}
         }
     });
-    epoch
+    Ok(epoch)
 }
 
 async fn tick_loop<M: Machine>(shard: &Shard<M>) {

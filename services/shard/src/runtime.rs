@@ -317,23 +317,23 @@ impl<M: Machine> Shard<M> {
         let Some(last) = records.last().map(|record| record.stamp) else {
             return Ok(());
         };
-        let mut answers = Vec::with_capacity(records.len());
-        {
+        let answers = {
             let mut machine = lock(&inner.machine);
-            for record in records {
-                let position = record.stamp.position;
-                let applied =
-                    catch_unwind(AssertUnwindSafe(|| self.apply_one(&mut machine, record)));
-                match applied {
-                    Ok(answer) => answers.extend(answer?),
-                    Err(_) => return Err(Trouble::Poison(position)),
-                }
+            let applied = self.apply_all(&mut machine, records).and_then(|answers| {
+                let applied = Applied {
+                    incarnation,
+                    stamp: last,
+                };
+                catch_unwind(AssertUnwindSafe(|| machine.batch_end(applied)))
+                    .unwrap_or(Err(Trouble::Poison(last.position)))?;
+                Ok(answers)
+            });
+            if let Err(trouble) = &applied {
+                // while the lock is held: nobody may ask a machine that stopped halfway how far the log may be cut
+                inner.trouble.send_replace(Some(trouble.clone()));
             }
-            machine.batch_end(Applied {
-                incarnation,
-                stamp: last,
-            })?;
-        }
+            applied?
+        };
         inner.applied.send_replace(last.position);
         let mut waiters = lock(&inner.waiters);
         for (cmd_id, committed) in answers {
@@ -346,6 +346,22 @@ impl<M: Machine> Shard<M> {
             }
         }
         Ok(())
+    }
+
+    fn apply_all(
+        &self,
+        machine: &mut M,
+        records: Vec<LogRecord>,
+    ) -> Result<Vec<Answered<M::Answer>>, Trouble> {
+        let mut answers = Vec::with_capacity(records.len());
+        for record in records {
+            let position = record.stamp.position;
+            match catch_unwind(AssertUnwindSafe(|| self.apply_one(machine, record))) {
+                Ok(answer) => answers.extend(answer?),
+                Err(_) => return Err(Trouble::Poison(position)),
+            }
+        }
+        Ok(answers)
     }
 
     fn apply_one(
@@ -421,15 +437,25 @@ impl<M: Machine> Shard<M> {
         &self.inner.replica
     }
 
+    /// Passes the log's pressure on, and answers what the machine still needs of the log; nothing once it has stopped.
+    fn keep_from(&self) -> Option<Position> {
+        let inner = &self.inner;
+        let pressed = inner.log.pinned(inner.id).pressed;
+        let mut machine = lock(&inner.machine);
+        if inner.trouble.borrow().is_some() {
+            return None;
+        }
+        if pressed {
+            machine.pressed();
+        }
+        Some(machine.keep_from())
+    }
+
     async fn maintain(&self) {
         let inner = &self.inner;
-        if inner.trouble.borrow().is_some() {
+        let Some(keep_from) = self.keep_from() else {
             return;
-        }
-        if inner.log.pinned(inner.id).pressed {
-            lock(&inner.machine).pressed();
-        }
-        let keep_from = lock(&inner.machine).keep_from();
+        };
         if keep_from > inner.log.bounds(inner.id).start
             && let Err(error) = inner.log.truncate(inner.id, keep_from).await
         {

@@ -15,6 +15,8 @@ pub(super) const BLOBS: &str = "blobs";
 const CURRENT: &str = "current";
 
 const LOCK_RETRIES_MAX: u32 = 500;
+/// An engine dropped just now may still finish a compaction; after that there is a line in the log.
+const LOCK_TRIES_SILENT: u32 = 50;
 const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 /// Makes the names in a directory durable.
@@ -38,13 +40,18 @@ pub(super) fn create_dir(dir: &Path) -> io::Result<()> {
 
 /// The directory's lock, held while the file is open. The library has none of its own.
 pub(super) fn lock_dir(dir: &Path) -> io::Result<File> {
-    for _ in 0..LOCK_RETRIES_MAX {
+    for tries in 0..LOCK_RETRIES_MAX {
         let file = File::open(dir)?;
         match file.try_lock() {
             // a replacement may have put another directory here since the name was looked up
             Ok(()) if file.metadata()?.ino() == fs::metadata(dir)?.ino() => return Ok(file),
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_RETRY),
+            Err(TryLockError::WouldBlock) => {
+                if tries == LOCK_TRIES_SILENT {
+                    tracing::warn!(dir = %dir.display(), "waiting for who holds the store");
+                }
+                std::thread::sleep(LOCK_RETRY);
+            }
             Err(TryLockError::Error(error)) => return Err(error),
         }
     }

@@ -5,6 +5,7 @@
 mod metrics;
 mod reload;
 mod running;
+mod start;
 mod talk;
 #[cfg(feature = "otlp")]
 mod traces;
