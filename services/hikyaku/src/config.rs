@@ -541,6 +541,15 @@ mod tests {
             delay.starts_with("x.toml:4: smtp.greet_delay: 300 seconds are too long"),
             "{delay}"
         );
+        let log = problems(&format!("{LEAST}[log]\nbytes_max = \"511 MiB\"\n"));
+        assert!(
+            log.starts_with(
+                "x.toml:4: log.bytes_max: 535822336 is too small for 8 files of 67108864"
+            ),
+            "{log}"
+        );
+        let enough = format!("{LEAST}[log]\nbytes_max = \"512 MiB\"\n");
+        assert!(Config::parse(Path::new("x.toml"), &enough).is_ok());
         for (size, wrong) in [("1 MiB", "too small"), ("2 GiB", "too large")] {
             let segment = problems(&format!("{LEAST}[log]\nsegment_bytes = \"{size}\"\n"));
             assert!(

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use hikyaku_log::wal::SEGMENTS_LEAST;
+
 use crate::config::Config;
 
 /// A segment holds the largest record, the shards' heads and room to truncate in.
@@ -202,11 +204,6 @@ fn limits(config: &Config, wrong: &mut Vec<Contradiction>) {
             SEGMENT_BYTES_LEAST,
         ),
         (
-            "log.bytes_max",
-            config.log.bytes_max.0,
-            config.log.segment_bytes.0.saturating_mul(4),
-        ),
-        (
             "store.memtable_bytes_max",
             config.store.memtable_bytes_max.0,
             1 << 20,
@@ -216,6 +213,13 @@ fn limits(config: &Config, wrong: &mut Vec<Contradiction>) {
     if segment_bytes > SEGMENT_BYTES_LARGEST {
         wrong.push(Contradiction::anywhere(format!(
             "log.segment_bytes: {segment_bytes} is too large, at most {SEGMENT_BYTES_LARGEST} will do"
+        )));
+    }
+    let log_bytes_least = segment_bytes.saturating_mul(SEGMENTS_LEAST);
+    if config.log.bytes_max.0 < log_bytes_least {
+        wrong.push(Contradiction::anywhere(format!(
+            "log.bytes_max: {} is too small for {SEGMENTS_LEAST} files of {segment_bytes} (log.segment_bytes), at least {log_bytes_least} is needed",
+            config.log.bytes_max.0
         )));
     }
     for (key, value, least) in least {
