@@ -15,6 +15,9 @@ use crate::metrics;
 use crate::sparing::Sparing;
 use crate::tasks::Tasks;
 
+/// How often it is said that there is no room for connections.
+const FULL_LINE_EVERY: Duration = Duration::from_secs(60);
+
 /// How many connections the listeners of one service hold together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenLimits {
@@ -71,17 +74,19 @@ impl Gate {
         self.0.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until there is room for one more.
-    async fn room(&self) {
+    /// Waits until there is room for one more. Calls `full` with the limit whenever there is none.
+    async fn room(&self, full: impl Fn(usize)) {
         loop {
             let mut freed = pin!(self.0.room.notified());
             freed.as_mut().enable();
-            {
+            let connections_max = {
                 let counts = self.counts();
                 if counts.open < counts.limits.connections_max {
                     return;
                 }
-            }
+                counts.limits.connections_max
+            };
+            full(connections_max);
             freed.await;
         }
     }
@@ -108,7 +113,7 @@ impl Gate {
 
 /// What counts as one source: an IPv4 address, also one that came over a socket for both, or a /64, all of which whoever has
 /// one IPv6 address usually has.
-fn source_of(address: IpAddr) -> IpAddr {
+pub fn source_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
             let [a, b, c, d, ..] = address.segments();
@@ -158,10 +163,21 @@ pub fn accept_loop<S, F>(
     let (taken, refused) = labels(name);
     let gate = limits.into();
     let sparing = Sparing::default();
+    let full_lines = Sparing::new(1, FULL_LINE_EVERY);
+    let full = move |connections_max| {
+        if let Some(left_out) = full_lines.line() {
+            tracing::warn!(
+                listener = name,
+                connections_max,
+                left_out,
+                "as many connections as there may be: new ones wait"
+            );
+        }
+    };
     tasks.spawn(name, async move {
         loop {
             let next = async {
-                gate.room().await;
+                gate.room(&full).await;
                 listener.accept().await
             };
             let accepted = tokio::select! {
@@ -170,7 +186,8 @@ pub fn accept_loop<S, F>(
                 next = next => next,
             };
             let (stream, peer) = match accepted {
-                Ok(accepted) => accepted,
+                // one spelling of an address, whatever socket it came over
+                Ok((stream, peer)) => (stream, SocketAddr::new(peer.ip().to_canonical(), peer.port())),
                 Err(error) => {
                     // out of descriptors or memory: spinning would not make any
                     tracing::warn!(listener = name, %error, "accept failed");
@@ -219,6 +236,7 @@ fn labels(name: &str) -> (&'static str, &'static str) {
 #[cfg(test)]
 mod tests {
     use super::{Gate, ListenLimits};
+    use std::cell::Cell;
     use std::net::IpAddr;
     use std::time::Duration;
 
@@ -240,20 +258,26 @@ mod tests {
         assert!(v6("2001:db8:0:1:2:3:4:5").is_none(), "one /64, one source");
         drop((v6("2001:db8:0:2::1").unwrap(), neighbour));
         let patience = Duration::from_secs(1);
-        assert!(
-            tokio::time::timeout(patience, gate.room()).await.is_err(),
-            "two are all there may be"
-        );
+        let told = Cell::new(0);
+        let waited = tokio::time::timeout(patience, gate.room(|max| told.set(max))).await;
+        assert!(waited.is_err(), "two are all there may be");
+        assert_eq!(told.get(), 2, "it was said");
         gate.set_limits(limits(3, 2));
-        tokio::time::timeout(patience, gate.room()).await.unwrap();
+        tokio::time::timeout(patience, gate.room(|_| {}))
+            .await
+            .unwrap();
         let third = gate.admit(one).unwrap();
         gate.set_limits(limits(1, 1));
         assert_eq!(gate.open(), 3, "those who are there stay");
         drop((first, second));
-        assert!(tokio::time::timeout(patience, gate.room()).await.is_err());
+        assert!(
+            tokio::time::timeout(patience, gate.room(|_| {}))
+                .await
+                .is_err()
+        );
         let waiting = tokio::spawn({
             let gate = gate.clone();
-            async move { gate.room().await }
+            async move { gate.room(|_| {}).await }
         });
         tokio::task::yield_now().await;
         drop(third);
