@@ -160,6 +160,8 @@ fn idle_in_the_clear(service: &str, opening: Opening) {
         among.count(),
         alone.p99().as_millis(),
     );
+    let open = server.descriptors();
+    assert!(open >= CLEAR as usize, "only {open} descriptors are open");
     assert!(octets <= CLEAR_BYTES_MAX, "{octets} octets each");
     let limit = alone.p99() * 10 + P99_MORE_MAX;
     assert!(

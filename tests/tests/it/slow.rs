@@ -10,6 +10,7 @@ use hikyaku_tests::harness::site::{PASSWORD, Plan, Site};
 use hikyaku_tests::harness::talk::{Talk, send_mail, wait_for_mails};
 use hikyaku_tests::harness::wait_for;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 /// All deadlines of the server.
@@ -23,6 +24,8 @@ const PEERS: u32 = 40;
 const ALONE: Duration = Duration::from_secs(2);
 /// Octets of the mail that nobody reads to its end: more than the buffers of a connection hold.
 const LARGE_BYTES: usize = 12 << 20;
+/// Longest wait for the end of a connection that the server has left.
+const END_TIMEOUT: Duration = Duration::from_secs(60);
 /// The receive buffer of those who do not read.
 const RECEIVE_BYTES: u32 = 4096;
 
@@ -107,8 +110,9 @@ async fn be_slow(kind: Slowness, number: u32, server: SocketAddr) -> Option<Born
     }
     let began = Instant::now();
     if !kind.reads {
-        // it never will: whether the server has left, its descriptors tell
         sleep(DEADLINE + LATE_MAX).await;
+        let octets = rest(&mut stream).await;
+        assert!(octets < LARGE_BYTES, "{kind:?} was waited for");
         return None;
     }
     let mut drip = kind.drip.iter();
@@ -130,6 +134,18 @@ async fn be_slow(kind: Slowness, number: u32, server: SocketAddr) -> Option<Born
         at_most: came.elapsed(),
         at_least: began.elapsed(),
     })
+}
+
+/// Reads what is left in a connection; how many octets that is.
+async fn rest(stream: &mut TcpStream) -> usize {
+    let (mut octets, mut piece) = (0, vec![0; 64 << 10]);
+    loop {
+        let read = timeout(END_TIMEOUT, stream.read(&mut piece));
+        match read.await.expect("more, or the end") {
+            Ok(0) | Err(_) => return octets,
+            Ok(count) => octets += count,
+        }
+    }
 }
 
 fn site() -> Site {
