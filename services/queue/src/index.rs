@@ -11,8 +11,9 @@ use hikyaku_mail::id::MessageId;
 use crate::delays::{Aged, Delays};
 use crate::hash::SetHash;
 use crate::kept::KeptFact;
-use crate::recipient::{Before, Message, Slot, Stage, Stand, Statuses};
+use crate::recipient::{Before, Message, Slot, Stage, Stand};
 use crate::sorted::Sorted;
+use crate::statuses::Statuses;
 
 /// A recipient in the index.
 pub type RecipientKey = (MessageId, u32);

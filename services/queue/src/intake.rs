@@ -171,22 +171,25 @@ mod tests {
         }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_full_or_standing_shard_is_not_chosen() {
-        let tasks = Tasks::new();
-        let disk = SimDisk::new(1);
-        let shard = Shard::start(
-            &tasks,
+    fn shard(tasks: &Tasks, queue_messages_max: u64) -> Shard<QueueMachine> {
+        Shard::start(
+            tasks,
             ShardId::new(Class::Incoming, 0),
             "test",
-            Arc::new(SimLog::open(&disk, SimFaults::none())),
+            Arc::new(SimLog::open(&SimDisk::new(1), SimFaults::none())),
             Arc::new(Counting(AtomicU64::new(1))),
             QueueMachine::new(QueueOptions {
-                queue_messages_max: 3,
+                queue_messages_max,
                 ..QueueOptions::default()
             }),
             ShardOptions::default(),
-        );
+        )
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_or_standing_shard_is_not_chosen() {
+        let tasks = Tasks::new();
+        let shard = shard(&tasks, 3);
         let intake = Intake::new(&shard);
         for n in 1..=3 {
             assert_eq!(intake.check(), Ok(()));
@@ -214,19 +217,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_few_messages_to_very_many_fill_a_queue_too() {
         let tasks = Tasks::new();
-        let disk = SimDisk::new(1);
-        let shard = Shard::start(
-            &tasks,
-            ShardId::new(Class::Incoming, 0),
-            "test",
-            Arc::new(SimLog::open(&disk, SimFaults::none())),
-            Arc::new(Counting(AtomicU64::new(1))),
-            QueueMachine::new(QueueOptions {
-                queue_messages_max: 1000,
-                ..QueueOptions::default()
-            }),
-            ShardOptions::default(),
-        );
+        let shard = shard(&tasks, 1000);
         let intake = Intake::new(&shard);
         let mut taken = 0;
         while intake.check().is_ok() {

@@ -24,6 +24,7 @@
 //! * [`index`]: live messages, what is due, what the log must keep, the state hash
 //! * [`delays`]: who is to be told that a mail takes long
 //! * [`recipient`]: the transitions of one message's recipients
+//! * [`statuses`]: results of attempts, equal ones once
 //! * [`packed`]: who a recipient is, in few octets
 //! * [`sorted`]: a sorted map for very many small entries
 //! * [`kept`]: facts remembered down to the log start, so that a finished message never comes back
@@ -46,6 +47,7 @@ pub mod packed;
 pub mod recipient;
 pub mod room;
 pub mod sorted;
+pub mod statuses;
 pub mod work;
 
 #[cfg(test)]

@@ -93,7 +93,7 @@ impl QueueMachine {
         })
     }
 
-    /// What a leader needs to attempt a recipient; `None` when it waits no longer: terminal, held, or due later than `now_ms`.
+    /// What a leader needs to attempt a recipient; `None` when it waits no longer: terminal or held.
     pub fn work(&self, key: RecipientKey) -> Option<Work> {
         let message = self.index.message(key.0)?;
         let slot = message.slots.get(usize::try_from(key.1).ok()?)?;
