@@ -19,10 +19,9 @@ use hikyaku_shard::runtime::Shard;
 use hikyaku_smtp::backend::{Abort, Backend, End, Peer, Phase, Transaction};
 use hikyaku_smtp::command::{MailParameters, RcptParameters};
 use prost::Message as _;
-use tokio::sync::Semaphore;
 
 use crate::accept::{self, Draft};
-use crate::budget::{self, Reservation};
+use crate::budget::{Memory, NoMemory, Reservation};
 use crate::header::ReturnPathFilter;
 use crate::observed::{self, Observed};
 use crate::quota::Quotas;
@@ -47,15 +46,15 @@ pub struct Edge {
     /// The node.
     pub tasks: Tasks,
     /// Memory for mails being received.
-    pub memory: Arc<Semaphore>,
+    pub memory: Memory,
     /// Which mailboxes are full.
     pub quotas: Quotas,
 }
 
 impl Edge {
     /// A budget of `bytes` for [`Edge::memory`].
-    pub fn memory_budget(bytes: usize) -> Arc<Semaphore> {
-        budget::memory(bytes)
+    pub fn memory_budget(bytes: usize) -> Memory {
+        Memory::new(bytes)
     }
 
     /// The shard for a session's next mail: its own while that is well, else the next one that is.
@@ -109,9 +108,7 @@ impl Backend for EdgeBackend {
                 return Err(Rejection::new(accept::no_space(), "the queue is full"));
             }
         };
-        let Some(reservation) = Reservation::begin(&edge.memory, mail.size) else {
-            return Err(no_memory());
-        };
+        let reservation = Reservation::begin(&edge.memory, peer.address.ip()).map_err(no_memory)?;
         let id = MessageId::new(shard.id(), edge.ambient.now_ms(), edge.ambient.random());
         let helo = peer
             .client
@@ -221,9 +218,9 @@ impl Incoming {
             let rejection = Rejection::new(reply, "the recipients' addresses are too long in all");
             return Err(rejection.of_tenant(&accepted.tenant));
         }
-        if !self.reservation.add_recipient(&accepted) {
-            return Err(no_memory().of_tenant(&accepted.tenant));
-        }
+        self.reservation
+            .add_recipient(&accepted)
+            .map_err(|why| no_memory(why).of_tenant(&accepted.tenant))?;
         self.recipients_bytes = bytes;
         Ok(accepted)
     }
@@ -232,18 +229,17 @@ impl Incoming {
         let Some(body) = &mut self.body else {
             return Err(lost_body());
         };
-        let written = if self
-            .reservation
-            .hold_content(body.size() + piece.len() as u64)
-        {
-            body.write(piece)
+        let size = body.size() + piece.len() as u64;
+        let written = match self.reservation.hold_content(size) {
+            Ok(()) => body
+                .write(piece)
                 .await
-                .map_err(|error| accept::blob_refusal(&error))
-        } else {
-            Err(no_memory())
+                .map_err(|error| accept::blob_refusal(&error)),
+            Err(why) => Err(no_memory(why)),
         };
         if written.is_err() {
             self.body = None;
+            self.reservation.drop_content();
         }
         written
     }
@@ -258,6 +254,9 @@ impl Transaction for Incoming {
     }
 
     async fn data(&mut self) -> Result<(), Rejection> {
+        self.reservation
+            .begin_content(self.declared_bytes)
+            .map_err(no_memory)?;
         self.draft.observed.begin(self.draft.id);
         let time_ms = self.edge.ambient.now_ms();
         self.draft.envelope.received_ms = time_ms;
@@ -323,8 +322,8 @@ impl Transaction for Incoming {
     }
 }
 
-fn no_memory() -> Rejection {
-    Rejection::new(accept::no_space(), "no memory left for incoming mail")
+fn no_memory(why: NoMemory) -> Rejection {
+    Rejection::new(accept::no_space(), why.0)
 }
 
 fn lost_body() -> Rejection {
