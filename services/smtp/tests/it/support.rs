@@ -16,7 +16,9 @@ use hikyaku_smtp::server::{Tls, serve_connection};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use tokio_rustls::rustls::pki_types::{
+    CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName,
+};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
@@ -372,6 +374,7 @@ impl Rig {
 pub struct Keys {
     pub acceptor: TlsAcceptor,
     pub connector: TlsConnector,
+    pub certificate: CertificateDer<'static>,
 }
 
 impl Keys {
@@ -395,6 +398,7 @@ impl Keys {
         Keys {
             acceptor: TlsAcceptor::from(Arc::new(server)),
             connector: TlsConnector::from(Arc::new(client)),
+            certificate: made.cert.der().clone(),
         }
     }
 
