@@ -124,7 +124,7 @@ impl QueueControl {
         let committed = self.shard.propose(command).await?;
         tracing::info!(
             queue_id = %id,
-            order = request.order().as_str_name(),
+            order = word(request.order()),
             operator = request.operator,
             reason = request.reason,
             "operator's order"
@@ -168,5 +168,16 @@ impl QueueControl {
 
     fn lanes(&self) -> MutexGuard<'_, Lanes> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An order as the operator wrote it.
+fn word(order: Order) -> &'static str {
+    match order {
+        Order::Hold => "hold",
+        Order::Release => "release",
+        Order::Delete => "delete",
+        Order::Retry => "retry",
+        Order::Unspecified => "unspecified",
     }
 }

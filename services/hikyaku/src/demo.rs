@@ -26,14 +26,21 @@ const POP3S: u16 = 995;
 pub fn prepare(directory: &Path, port_base: Option<u16>) -> Result<PathBuf> {
     let text = configuration_text(port_base.unwrap_or(PORT_BASE))?;
     let configuration = directory.join("hikyaku.toml");
+    let (certificate, key) = (directory.join("certificate.pem"), directory.join("key.pem"));
+    if certificate.exists() != key.exists() {
+        bail!(
+            "one of {} and {} is there without the other: move it away, or choose another --dir",
+            certificate.display(),
+            key.display()
+        );
+    }
     if port_base.is_some() && configuration.exists() {
         check_ports(&configuration, &text)?;
     }
     fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
     write_new(&configuration, 0o644, || Ok(text))?;
     write_new(&directory.join("directory.ldif"), 0o640, ldif_text)?;
-    let (certificate, key) = (directory.join("certificate.pem"), directory.join("key.pem"));
-    if !certificate.exists() || !key.exists() {
+    if !certificate.exists() {
         let made =
             rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()])
                 .context("making a self-signed certificate")?;

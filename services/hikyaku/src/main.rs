@@ -136,6 +136,12 @@ async fn run_node(
         _ = interrupt.recv() => return Ok(()),
         _ = terminate.recv() => return Ok(()),
     };
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        configuration = %file.display(),
+        listeners = node.listeners().join(", "),
+        "started"
+    );
     for listener in node.listeners() {
         println!("{listener}");
     }
@@ -153,9 +159,10 @@ async fn run_node(
     tracing::info!("stopping; interrupt again to stop at once");
     tokio::select! {
         biased;
-        () = node.stop() => Ok(()),
-        _ = interrupt.recv() => Ok(()),
+        () = node.stop() => tracing::info!("stopped"),
+        _ = interrupt.recv() => tracing::warn!("interrupted while stopping; the next start replays what was not flushed"),
     }
+    Ok(())
 }
 
 fn print_demo(node: &Node, file: &Path) {

@@ -3,6 +3,7 @@
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use hikyaku_mail::date;
@@ -34,6 +35,11 @@ const PIECE_BYTES_MAX: usize = 4 << 20;
 /// What a snapshot file begins with.
 const SNAPSHOT_MAGIC: &[u8; 16] = b"hikyaku-shard-1\n";
 
+/// How often a process that has not answered yet is asked whether it lives.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// How long it has for that.
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
 type Client = AdminClient<Channel>;
 
 async fn connect(target: &Target) -> Result<Client> {
@@ -43,8 +49,10 @@ async fn connect(target: &Target) -> Result<Client> {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    // the name is not looked up: the connector ignores it
+    // the name is not looked up: the connector ignores it. However long an answer takes, a process that lives answers pings
     let channel = Endpoint::from_static("http://admin.invalid")
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT)
         .connect_with_connector(connector)
         .await
         .map_err(|error| unanswered(&socket, error.into()))?;
@@ -106,7 +114,27 @@ pub fn join<T: ToString>(problems: &[T]) -> String {
 }
 
 fn refused(status: tonic::Status) -> anyhow::Error {
+    let mut cause = std::error::Error::source(&status);
+    while let Some(error) = cause {
+        if error
+            .downcast_ref::<hyper::Error>()
+            .is_some_and(hyper::Error::is_timeout)
+        {
+            return anyhow!(
+                "the process does not answer: it hangs, or the machine is too busy; whether it does what was asked is unknown"
+            );
+        }
+        cause = error.source();
+    }
     anyhow!("{}", status.message())
+}
+
+/// Who gives an order, for the record: the socket lets in its owner only, so nobody else is kept out by this.
+fn who() -> String {
+    ["SUDO_USER", "USER", "LOGNAME"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok().filter(|user| !user.is_empty()))
+        .unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
 }
 
 /// `hikyaku route ...`
@@ -352,7 +380,7 @@ async fn operate(verb: Verb, done: &str, order: Order) -> Result<()> {
         message_ids,
         all: order.all,
         reason: order.reason,
-        operator: std::env::var("USER").unwrap_or_default(),
+        operator: who(),
     };
     let reply = connect(&order.target)
         .await?
@@ -471,6 +499,13 @@ async fn restore(target: &Target, file: &Path) -> Result<()> {
     for note in reply.notes {
         println!("    {note}");
     }
+    if reply.accounts_skipped > 0 {
+        bail!(
+            "{} accounts of {} were left as they are; docs/OPERATIONS.md says how to restore all of a snapshot",
+            reply.accounts_skipped,
+            file.display()
+        );
+    }
     Ok(())
 }
 
@@ -486,9 +521,14 @@ fn for_each_piece(file: &Path, mut take: impl FnMut(ShardPiece) -> Result<()>) -
     use std::io::Read;
     let name = || file.display().to_string();
     let mut input = std::io::BufReader::new(std::fs::File::open(file).with_context(name)?);
-    let mut magic = [0; SNAPSHOT_MAGIC.len()];
-    input.read_exact(&mut magic).with_context(name)?;
-    if &magic != SNAPSHOT_MAGIC {
+    let mut magic = Vec::new();
+    let most = SNAPSHOT_MAGIC.len() as u64;
+    input
+        .by_ref()
+        .take(most)
+        .read_to_end(&mut magic)
+        .with_context(name)?;
+    if magic != SNAPSHOT_MAGIC {
         bail!("{}: not a snapshot of a shard", file.display());
     }
     let mut length = [0; 4];
@@ -503,7 +543,9 @@ fn for_each_piece(file: &Path, mut take: impl FnMut(ShardPiece) -> Result<()>) -
             bail!("{}: damaged", file.display());
         }
         let mut bytes = vec![0; length];
-        input.read_exact(&mut bytes).with_context(name)?;
+        if input.read_exact(&mut bytes).is_err() {
+            bail!("{}: cut short", file.display());
+        }
         take(ShardPiece::decode(bytes.as_slice()).with_context(name)?)?;
     }
 }

@@ -174,7 +174,9 @@ impl FromStr for MessageId {
     type Err = ParseIdError;
 
     fn from_str(text: &str) -> Result<MessageId, ParseIdError> {
-        const ERROR: ParseIdError = ParseIdError("queue id (expected 32 hexadecimal digits)");
+        const ERROR: ParseIdError = ParseIdError(
+            "queue id (expected 32 hexadecimal digits, as the log and `hikyaku queue list` have them)",
+        );
         if text.len() != 32 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(ERROR);
         }

@@ -227,3 +227,15 @@ fn other_ports_than_those_of_the_first_start_are_refused() {
     );
     assert!(start(&directory, Some(base)).interrupt().0.success());
 }
+
+#[test]
+fn a_key_without_its_certificate_is_somebodys_and_stays() {
+    let home = tempfile::tempdir().unwrap();
+    let directory = home.path();
+    std::fs::write(directory.join("key.pem"), "an operator's\n").unwrap();
+    let why = hikyaku(["demo", "--dir", directory.to_str().unwrap()]).refusal();
+    assert!(why.contains("key.pem is there without the other"), "{why}");
+    let there = std::fs::read_dir(directory).unwrap().count();
+    let key = std::fs::read_to_string(directory.join("key.pem")).unwrap();
+    assert_eq!((there, key.as_str()), (1, "an operator's\n"));
+}

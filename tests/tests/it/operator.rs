@@ -165,10 +165,10 @@ fn deleted_mail_is_gone_and_nobody_is_told() {
     wait_for("an empty queue", AT_ONCE, || site.queued() == 0);
     wait_for_mails(site.pop3, "alice", PASSWORD, 0);
     let log = server.log();
-    let order = log.lines().map(fields).find(|line| {
-        line.get("order")
-            .is_some_and(|order| order == "ORDER_DELETE")
-    });
+    let order = log
+        .lines()
+        .map(fields)
+        .find(|line| line.get("order").is_some_and(|order| order == "delete"));
     assert_eq!(order.unwrap_or_else(|| panic!("{log}"))["queue_id"], id);
     let [settled] = &lines(&log, "settled", &id)[..] else {
         panic!("{log}")
@@ -370,4 +370,22 @@ fn fields(line: &str) -> BTreeMap<String, String> {
         rest = after;
     }
     found
+}
+
+#[test]
+fn a_process_that_hangs_is_told_from_one_that_takes_long() {
+    let site = Site::new(Plan::sample());
+    let server = Server::start(&site);
+    let signal = |name: &str| {
+        let pid = server.pid().to_string();
+        let sent = std::process::Command::new("kill")
+            .args([name, &pid])
+            .status();
+        assert!(sent.unwrap().success());
+    };
+    signal("-STOP");
+    let why = site.ask(&["status"]).refusal();
+    signal("-CONT");
+    assert!(why.contains("does not answer"), "{why}");
+    site.ask(&["status"]).must();
 }
