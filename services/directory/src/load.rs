@@ -175,7 +175,9 @@ impl Loader<'_> {
         if !domains.contains_key(&default_domain) {
             self.refuse(
                 0,
-                format!("no domainRelatedObject entry hosts the default domain {default_domain}"),
+                format!(
+                    "no domainRelatedObject entry hosts the default domain {default_domain} (directory.default_domain, else node.hostname)"
+                ),
             );
         }
         let Ok(postmaster) = format!("postmaster@{default_domain}").parse() else {
@@ -278,6 +280,13 @@ impl Loader<'_> {
                     .map_or_else(|| Host::Foreign(name.into()), Host::Ours),
                 None => Host::None,
             };
+            if let Host::Foreign(name) = &host
+                && !name.contains('.')
+            {
+                let what =
+                    format!("mailHost {name}: none of our mboxes, so it is another site's server");
+                self.find(Severity::Warning, recipient.line, Some(&recipient.dn), what);
+            }
             decoys.count(&recipient.passwords);
             table.entries.push(Entry {
                 dn: recipient.dn,

@@ -114,6 +114,11 @@ pub enum LoginAccount {
 }
 
 impl Table {
+    /// Entries that cannot be used: mail for each of them waits.
+    pub fn broken(&self) -> usize {
+        self.broken.len()
+    }
+
     /// What `load` found, for `hikyaku check`: whole-file errors never get this far.
     pub fn findings(&self) -> &[Finding] {
         &self.findings

@@ -80,7 +80,7 @@ pub(crate) async fn accept(
             cancel(edge, shard.clone(), id);
             Err(Rejection::new(
                 temporary(),
-                format!("nobody knows whether {id} is durable; cancelled"),
+                "nobody knows whether it is durable; cancelled",
             ))
         }
         Ok(Err(error)) => {
@@ -90,10 +90,7 @@ pub(crate) async fn accept(
             } else {
                 temporary()
             };
-            Err(Rejection::new(
-                reply,
-                format!("{id} was not logged: {error}"),
-            ))
+            Err(Rejection::new(reply, format!("it was not logged: {error}")))
         }
     }
 }

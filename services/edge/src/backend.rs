@@ -73,6 +73,8 @@ impl Edge {
     }
 }
 
+/// So many recipients are named in the line about a refused content.
+const LOGGED_RECIPIENTS_MAX: usize = 10;
 const NOT_APPLYING: &str = "no incoming shard applies its log";
 
 fn unavailable() -> Reply {
@@ -90,7 +92,7 @@ impl Backend for EdgeBackend {
         // full shards are said at MAIL: they may have room by then
         let refusal = match self.0.choose(peer.session) {
             Err(Closed::NotApplying) => Some(Rejection::new(unavailable(), NOT_APPLYING)),
-            Ok(_) | Err(Closed::Full) => None,
+            Ok(_) | Err(Closed::Full(_)) => None,
         };
         let reply = refusal.as_ref().map(|refusal| &refusal.reply);
         maillog::connected(peer.session, peer.address, &peer.listener, reply);
@@ -104,9 +106,7 @@ impl Backend for EdgeBackend {
             Err(Closed::NotApplying) => {
                 return Err(Rejection::new(accept::temporary(), NOT_APPLYING));
             }
-            Err(Closed::Full) => {
-                return Err(Rejection::new(accept::no_space(), "the queue is full"));
-            }
+            Err(Closed::Full(what)) => return Err(Rejection::new(accept::no_space(), what)),
         };
         let reservation = Reservation::begin(&edge.memory, peer.address.ip()).map_err(no_memory)?;
         let id = MessageId::new(shard.id(), edge.ambient.now_ms(), edge.ambient.random());
@@ -141,9 +141,9 @@ impl Backend for EdgeBackend {
             session: peer.session,
             peer: peer.address,
             phase: "command",
-            queue_id: None,
+            queue_id: rejection.queue_id,
             reverse_path: &rejection.reverse_path,
-            recipient: "",
+            recipient: &rejection.recipients,
             tenant: &rejection.tenant,
             reply: &rejection.reply,
             reason: &rejection.reason,
@@ -294,17 +294,33 @@ impl Transaction for Incoming {
         Ok(())
     }
 
+    fn about(&self, rejection: Rejection) -> Rejection {
+        let sender = &self.draft.envelope.reverse_path;
+        rejection
+            .from_sender(sender)
+            .of_tenant(&self.draft.tenant)
+            .of_mail(self.draft.id, addresses(&self.paths))
+    }
+
     async fn finish(mut self) -> Result<Reply, Rejection> {
         let held = self.filter.end();
-        self.write(&held).await?;
+        if let Err(rejection) = self.write(&held).await {
+            return Err(self.about(rejection));
+        }
         let Some(body) = self.body.take() else {
-            return Err(lost_body());
+            return Err(self.about(lost_body()));
         };
         let size = body.size();
         let recipients = self.draft.recipients.len();
         let (id, tenant) = (self.draft.id, self.draft.tenant.clone());
         let reverse_path = self.draft.envelope.reverse_path.clone();
-        let reply = accept::accept(&self.edge, &self.shard, self.draft, body).await?;
+        let accepted = accept::accept(&self.edge, &self.shard, self.draft, body).await;
+        let reply = accepted.map_err(|rejection| {
+            rejection
+                .from_sender(&reverse_path)
+                .of_tenant(&tenant)
+                .of_mail(id, addresses(&self.paths))
+        })?;
         maillog::queued(Queued {
             queue_id: id,
             session: self.peer.session,
@@ -319,6 +335,21 @@ impl Transaction for Incoming {
 
     fn abort(self, reason: Abort) {
         tracing::debug!(session = self.peer.session, queue_id = %self.draft.id, ?reason, "mail dropped before its end");
+    }
+}
+
+/// Paths as the log has them: without brackets, the first few of many.
+fn addresses(paths: &[ForwardPath]) -> String {
+    let mut text = String::new();
+    for path in paths.iter().take(LOGGED_RECIPIENTS_MAX) {
+        if !text.is_empty() {
+            text.push(',');
+        }
+        text.push_str(path.to_string().trim_matches(['<', '>']));
+    }
+    match paths.len().saturating_sub(LOGGED_RECIPIENTS_MAX) {
+        0 => text,
+        more => format!("{text} and {more} more"),
     }
 }
 

@@ -447,6 +447,13 @@ async fn rcpt_reply(directory: &dyn Directory, quotas: &Quotas, path: &ForwardPa
     }
 }
 
+/// An alarm while directory entries cannot be used.
+fn broken_entries_alarm(count: usize) -> Option<String> {
+    (count > 0).then(|| {
+        format!("{count} broken directory entries: mail for them waits, nobody logs in; `hikyaku check` names them")
+    })
+}
+
 /// Configuration, certificate, directory; a log, a queue or a disk that is full or fills up; shards that are parked or do not
 /// answer.
 fn node_alarms(
@@ -465,6 +472,7 @@ fn node_alarms(
     Arc::new(move || {
         let mut lines = alarms.list();
         lines.extend(file.alarm());
+        lines.extend(broken_entries_alarm(file.directory().table().broken()));
         lines.extend(full_alarm(&intake));
         lines.extend(log_alarm(&wal, log_bytes_max));
         lines.extend(disk_alarm(&data_dir, segment_bytes));

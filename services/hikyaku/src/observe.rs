@@ -129,7 +129,7 @@ impl Observed {
         match self.intake.check() {
             Ok(()) => Ok(()),
             Err(Closed::NotApplying) => Err("the incoming shard does not apply its log"),
-            Err(Closed::Full) => Err("the queue is full"),
+            Err(Closed::Full(what)) => Err(what),
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::id::MessageId;
+
 /// An enhanced status code, `class.subject.detail` (RFC 3463 section 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EnhancedStatusCode {
@@ -123,8 +125,12 @@ pub struct Rejection {
     pub reason: String,
     /// For the log: whose customer the refused recipient is; empty where that is not known.
     pub tenant: String,
-    /// For the log: who sends, where the refusal is about a recipient.
+    /// For the log: who sends, where the refusal is about a recipient or the content.
     pub reverse_path: String,
+    /// For the log: the queue id that the mail would have had, where the refusal is about its content.
+    pub queue_id: Option<MessageId>,
+    /// For the log: whom the mail was for, where the refusal is about its content.
+    pub recipients: String,
 }
 
 impl Rejection {
@@ -135,6 +141,8 @@ impl Rejection {
             reason: reason.into(),
             tenant: String::new(),
             reverse_path: String::new(),
+            queue_id: None,
+            recipients: String::new(),
         }
     }
 
@@ -149,6 +157,14 @@ impl Rejection {
     #[must_use]
     pub fn from_sender(mut self, reverse_path: &str) -> Rejection {
         reverse_path.clone_into(&mut self.reverse_path);
+        self
+    }
+
+    /// The same, about the content of the mail `queue_id` for `recipients`.
+    #[must_use]
+    pub fn of_mail(mut self, queue_id: MessageId, recipients: String) -> Rejection {
+        self.queue_id = Some(queue_id);
+        self.recipients = recipients;
         self
     }
 }

@@ -53,8 +53,9 @@ pub struct Intake {
 pub enum Closed {
     /// It does not apply its log: parked, replaying, or stalled.
     NotApplying,
-    /// It has as many messages, octets or memory as it may, or holds old records of a log that is filling up.
-    Full,
+    /// It has as many messages, octets or memory as it may, or holds old records of a log that is filling up: which, for the
+    /// operator.
+    Full(&'static str),
 }
 
 impl Intake {
@@ -83,7 +84,7 @@ impl Intake {
             return Err(Closed::NotApplying);
         }
         match self.fullness() {
-            Some(_) => Err(Closed::Full),
+            Some(what) => Err(Closed::Full(what)),
             None => Ok(()),
         }
     }
@@ -101,7 +102,8 @@ impl Intake {
         }
         // what room the log has left is for the records that empty it: outcomes, deliveries, messages carried forward
         let pressed = self.shard.log().pinned(self.shard.id()).pressed;
-        pressed.then_some("the log is full, and the queue holds old parts of it")
+        pressed
+            .then_some("the log is filling up (log.bytes_max), and the queue holds old parts of it")
     }
 
     /// Live messages.
@@ -196,7 +198,7 @@ mod tests {
             let command = Command::Accept(accept(id(n), vec![local("a")]));
             shard.propose(command).await.unwrap();
         }
-        assert_eq!(intake.check(), Err(Closed::Full));
+        assert!(matches!(intake.check(), Err(Closed::Full(_))));
         assert_eq!(intake.messages(), 3);
         assert!(intake.bytes() > 1000);
         assert!(intake.memory_bytes() > 1000);
@@ -209,7 +211,7 @@ mod tests {
         let log = shard.log().clone();
         tasks.kill().await;
         log.append(shard.id(), bytes::Bytes::new()).await.unwrap();
-        assert_eq!(intake.check(), Err(Closed::Full));
+        assert!(matches!(intake.check(), Err(Closed::Full(_))));
         tokio::time::sleep(Duration::from_secs(6)).await;
         assert_eq!(intake.check(), Err(Closed::NotApplying));
     }
@@ -228,7 +230,7 @@ mod tests {
         }
         // 750 KB, a recipient of theirs takes 180 octets
         assert!((3..10).contains(&taken), "{taken} messages taken");
-        assert_eq!(intake.check(), Err(Closed::Full));
+        assert!(matches!(intake.check(), Err(Closed::Full(_))));
         tasks.kill().await;
     }
 }

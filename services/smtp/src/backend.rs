@@ -154,7 +154,12 @@ pub trait Transaction: Send {
     /// error answered at the end of data.
     fn chunk(&mut self, chunk: &[u8]) -> impl Future<Output = Result<(), Rejection>> + Send;
 
-    /// The content is complete. `Ok` says that the mail is durable.
+    /// Adds to a refusal of the content what the log should say of the mail.
+    fn about(&self, rejection: Rejection) -> Rejection {
+        rejection
+    }
+
+    /// The content is complete. `Ok` says that the mail is durable; an error says what [`Transaction::about`] would add.
     fn finish(self) -> impl Future<Output = Result<Reply, Rejection>> + Send;
 
     /// The mail is not to be: drop everything.

@@ -39,10 +39,10 @@ impl Loader<'_> {
                 .as_deref()
                 .map(|name| mbox_index(mboxes, name));
             if mbox == Some(None) {
-                errors.push((
-                    entry.line,
-                    "mailHost: the tenant's default mbox is none of our mboxes".to_owned(),
-                ));
+                let name = entry.mail_host.as_deref().unwrap_or_default();
+                let what =
+                    format!("mailHost {name}: the tenant's default mbox is none of our mboxes");
+                errors.push((entry.line, what));
             }
             let (tenant, first_host) = named.entry(entry.tenant.clone()).or_insert_with(|| {
                 tenants.push(Tenant {

@@ -78,7 +78,7 @@ async fn a_broken_entry_is_unavailable_alone() {
         (
             "a tenant's default mbox that is not ours",
             "dn: dc=b\nobjectClass: domainRelatedObject\no: B\nassociatedDomain: b.jp\nmailHost: mbox9\n",
-            "line 12: error: dc=b: mailHost: the tenant's default mbox is none of our mboxes",
+            "line 12: error: dc=b: mailHost mbox9: the tenant's default mbox is none of our mboxes",
             &["anybody@b.jp"],
         ),
     ] {
@@ -183,7 +183,7 @@ fn a_broken_file_is_refused_with_its_line() {
         ),
         (
             ROOT.to_owned(),
-            "error: no domainRelatedObject entry hosts the default domain example.jp",
+            "error: no domainRelatedObject entry hosts the default domain example.jp (directory.default_domain, else node.hostname)",
         ),
         (
             file("dn: uid=a\nmailLocalAddress\n"),
@@ -292,6 +292,23 @@ async fn a_target_that_leads_nowhere_is_a_warning() {
         ["line 12: warning: cn=a: gone@example.jp: no entry has this address"]
     );
     assert!(resolve(&directory, "a@example.jp").await.is_ok());
+}
+
+#[test]
+fn a_host_without_a_dot_that_is_no_mbox_is_a_warning() {
+    let user = |host: &str| {
+        let text = file(&format!(
+            "dn: cn=a\nentryUUID: 1\nmailLocalAddress: a@example.jp\nmailHost: {host}\n"
+        ));
+        lines(load(&text).unwrap().table().findings())
+    };
+    assert_eq!(
+        user("mbx1"),
+        [
+            "line 12: warning: cn=a: mailHost mbx1: none of our mboxes, so it is another site's server"
+        ]
+    );
+    assert!(user("mbox1").is_empty() && user("mail.elsewhere.example").is_empty());
 }
 
 /// What a slip of the hand does to one line of an entry: never another valid value.

@@ -22,6 +22,7 @@ where
     /// DATA: 354, the content, and what became of it.
     pub(super) async fn data(&mut self, mut transaction: Held<B>) -> Flow<()> {
         if let Err(rejection) = transaction.data().await {
+            let rejection = transaction.about(rejection);
             transaction.abort(Abort::Refused);
             return self.reject(Phase::Data, rejection).await;
         }
@@ -46,10 +47,12 @@ where
                 Err(rejection) => rejection,
             },
             Ok(Received::Refused(rejection)) => {
+                let rejection = transaction.about(rejection);
                 transaction.abort(Abort::Refused);
                 rejection
             }
             Ok(Received::RefusedForGood(rejection)) => {
+                let rejection = transaction.about(rejection);
                 transaction.abort(Abort::Refused);
                 return self.refuse_and_close(Phase::Data, rejection);
             }
@@ -70,6 +73,7 @@ where
         if content.begins()
             && let Err(rejection) = content.transaction.data().await
         {
+            let rejection = content.transaction.about(rejection);
             content.transaction.abort(Abort::Refused);
             return self.discard(chunk, Phase::Data, rejection).await;
         }
