@@ -74,7 +74,7 @@ pub async fn route(
             job.hold("group-too-large").await
         }
         Decision::Group { members, .. } if members.is_empty() => {
-            let reply = Reply::new(550, (5, 1, 1), "no such user here");
+            let reply = Reply::new(550, (5, 1, 1), "nobody is in this group");
             bounce::fail(job, reply, "group without members").await
         }
         Decision::Group { members, errors_to } => {
@@ -96,8 +96,15 @@ pub async fn route(
             routed(job, vec![child], None, rule, None).await
         }
         Decision::NoSuchUser => {
-            let reply = Reply::new(550, (5, 1, 1), "no such user here");
-            bounce::fail(job, reply, rule).await
+            // a report to the sender names the address it wrote, which exists
+            let work = &job.work;
+            let leads_on =
+                work.errors_to.is_none() && work.recipient.address != work.original_address;
+            let text = match leads_on {
+                true => "an address that this one leads to does not exist",
+                false => "no such user here",
+            };
+            bounce::fail(job, Reply::new(550, (5, 1, 1), text), rule).await
         }
     }
 }

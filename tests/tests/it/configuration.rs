@@ -278,6 +278,6 @@ fn a_changed_directory_is_taken_up_and_a_broken_one_is_not() {
         read_mails(pop3, "dodo", PASSWORD).is_ok()
     });
     wait_for("the end of the alarm", AT_ONCE, || {
-        !site.ask(&["status"]).must().contains("ALARM")
+        !site.ask(&["status"]).must().contains("directory.ldif")
     });
 }

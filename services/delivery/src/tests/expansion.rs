@@ -141,6 +141,7 @@ async fn a_vanished_user_bounces_with_a_report() {
         "To: alice@example.jp\r\n",
         "Final-Recipient: rfc822; nobody@example.jp\r\n",
         "Status: 5.1.1\r\n",
+        "550 5.1.1 no such user here\r\n",
         "\r\nReceived: by test\r\nSubject: mail 1\r\n",
     ] {
         assert!(text.contains(part), "{part:?} not in {text}");
