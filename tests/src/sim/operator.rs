@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use hikyaku_engine::Snapshot;
 use hikyaku_mail::id::MessageId;
 use hikyaku_mbox::mailbox::LocalMailbox;
 use hikyaku_proto::v1::operate::Order;
@@ -94,11 +95,7 @@ pub async fn propose(network: &Network, user: &str, command: Command) -> bool {
 
 /// Sets the state of `user`'s account, again and again until it is set.
 pub async fn set_state(network: &Network, user: &str, state: AccountState) {
-    let command = Command::SetAccount(SetAccount {
-        account: account_id(user).to_string(),
-        state: Some(state.into()),
-        ..SetAccount::default()
-    });
+    let command = state_command(user, state);
     while !propose(network, user, command.clone()).await {
         sleep(Duration::from_secs(1)).await;
     }
@@ -106,11 +103,7 @@ pub async fn set_state(network: &Network, user: &str, state: AccountState) {
 
 /// Sets the quota of `user`'s account, again and again until it is set; 0 is unlimited.
 pub async fn set_quota(world: &World, network: &Network, user: &str, quota_bytes: u64) {
-    let command = Command::SetAccount(SetAccount {
-        account: account_id(user).to_string(),
-        quota_bytes: Some(quota_bytes),
-        ..SetAccount::default()
-    });
+    let command = quota_command(user, quota_bytes);
     world.count("operator/quota");
     while !propose(network, user, command.clone()).await {
         sleep(Duration::from_secs(1)).await;
@@ -169,21 +162,47 @@ pub fn command(run: &mut Run) {
 }
 
 /// Opens every account again that something has closed.
-pub async fn activate_all(run: &Run) {
+pub async fn activate_all(run: &mut Run) {
     for user in ["u0", "u1", "u2", "u3", "u6", "u7", "u8"] {
         // an account that nobody has claimed needs nothing
         let owned = owner(&run.cluster.network, user).await.is_some();
         if owned {
-            set_state(&run.cluster.network, user, AccountState::Active).await;
+            insist(run, user, state_command(user, AccountState::Active)).await;
         }
     }
 }
 
 /// Lifts what [`super::scenario::operator_limits`] may have left.
-pub async fn end_limits(run: &Run) {
+pub async fn end_limits(run: &mut Run) {
     if owner(&run.cluster.network, "u8").await.is_some() {
-        set_quota(&run.world, &run.cluster.network, "u8", 0).await;
+        run.world.count("operator/quota");
+        insist(run, "u8", quota_command("u8", 0)).await;
     }
+}
+
+/// Proposes `command` again and again, and looks after the machines meanwhile: the log may leave a replica behind at any time.
+async fn insist(run: &mut Run, user: &str, command: Command) {
+    let network = run.cluster.network.clone();
+    while !propose(&network, user, command.clone()).await {
+        sleep(Duration::from_secs(1)).await;
+        run.supervise().await;
+    }
+}
+
+fn state_command(user: &str, state: AccountState) -> Command {
+    Command::SetAccount(SetAccount {
+        account: account_id(user).to_string(),
+        state: Some(state.into()),
+        ..SetAccount::default()
+    })
+}
+
+fn quota_command(user: &str, quota_bytes: u64) -> Command {
+    Command::SetAccount(SetAccount {
+        account: account_id(user).to_string(),
+        quota_bytes: Some(quota_bytes),
+        ..SetAccount::default()
+    })
 }
 
 /// Attempts to restore a backup.
@@ -216,7 +235,20 @@ pub async fn restore(run: &Run) {
         format: FORMAT,
         ..ShardHeader::default()
     };
-    let mut export = Export::new(local.engine.snapshot(), header);
+    let contents = |snapshot: &dyn Snapshot| {
+        let Ok(Account::Open(open)) = read::account(snapshot, &account) else {
+            return Vec::new();
+        };
+        let messages = read::messages(snapshot, &account, open.inbox, 0, 10_000);
+        let messages = messages.unwrap_or_default().into_iter();
+        messages
+            .map(|(uid, message)| (uid, message.email_id, message.size, message.flags))
+            .collect()
+    };
+    // mail may come in meanwhile: what was taken counts
+    let taken = local.engine.snapshot();
+    let expected = contents(&*taken);
+    let mut export = Export::new(taken, header);
     let mut pieces: Vec<Ingest> = Vec::new();
     while let Ok(Some(piece)) = export.next_piece() {
         if let Some(shard_piece::Piece::Ingest(ingest)) = piece.piece
@@ -242,18 +274,7 @@ pub async fn restore(run: &Run) {
             .violate(format_args!("a backup is not taken back: {answer}"));
         return;
     }
-    let contents = |local: &LocalMailbox| {
-        let snapshot = local.engine.snapshot();
-        let Ok(Account::Open(open)) = read::account(&*snapshot, &account) else {
-            return Vec::new();
-        };
-        let messages = read::messages(&*snapshot, &account, open.inbox, 0, 10_000);
-        let messages = messages.unwrap_or_default().into_iter();
-        messages
-            .map(|(uid, message)| (uid, message.email_id, message.size, message.flags))
-            .collect()
-    };
-    if contents(&local) != contents(&spare) {
+    if contents(&*spare.engine.snapshot()) != expected {
         run.world.violate("a restored account is another one");
     }
     run.world.count("event/restored");
