@@ -69,7 +69,25 @@ pub struct Clients {
     /// Where large bodies are.
     pub blobs: MemoryBlobs,
     sessions: Arc<AtomicU64>,
+    /// Sessions without the protocol around them; they end with their machine.
+    talking: Arc<AtomicU64>,
     options: Arc<Options>,
+}
+
+/// Counts a session as long as it lasts, however it ends.
+struct Talk(Arc<AtomicU64>);
+
+impl Talk {
+    fn begin(talking: &Arc<AtomicU64>) -> Talk {
+        talking.fetch_add(1, Ordering::Relaxed);
+        Talk(talking.clone())
+    }
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Clients {
@@ -81,6 +99,7 @@ impl Clients {
             tasks: Tasks::new(),
             blobs,
             sessions: Arc::new(AtomicU64::new(1)),
+            talking: Arc::default(),
             options: Arc::new(Options::new("mx.example.jp")),
             world,
         }
@@ -157,7 +176,9 @@ impl Clients {
         } else {
             self.world.count("attempt/by the backend");
             let backend = front.backend.clone();
+            let talk = Talk::begin(&self.talking);
             front.tasks.spawn("session", async move {
+                let _talk = talk;
                 clients.transact(&backend, peer, number, attempt).await;
             });
         }
@@ -424,7 +445,7 @@ impl Clients {
     /// Waits a while for clients that are still talking.
     pub async fn rest(&self) {
         for _ in 0..240 {
-            if self.tasks.running() == 0 {
+            if self.tasks.running() == 0 && self.talking.load(Ordering::Relaxed) == 0 {
                 return;
             }
             sleep(Duration::from_secs(1)).await;
