@@ -1,6 +1,7 @@
 //! Ten thousand connections that do nothing: what each costs the server, and that a bystander does not notice them.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -52,12 +53,12 @@ fn site() -> Site {
     Site::new(plan)
 }
 
-/// Opens `count` connections and leaves them idle.
-async fn open(server: SocketAddr, opening: Opening, count: u32) -> Vec<TcpStream> {
+/// Opens connections of these numbers and leaves them idle.
+async fn open(server: SocketAddr, opening: Opening, numbers: Range<u32>) -> Vec<TcpStream> {
     let mut idle = Vec::new();
-    let mut number = 0;
-    while number < count {
-        let batch: Vec<_> = (number..count.min(number + AT_ONCE as u32))
+    let mut number = numbers.start;
+    while number < numbers.end {
+        let batch: Vec<_> = (number..numbers.end.min(number + AT_ONCE as u32))
             .map(|number| tokio::spawn(open_one(server, opening, number)))
             .collect();
         number += batch.len() as u32;
@@ -92,7 +93,12 @@ async fn open_one(server: SocketAddr, opening: Opening, number: u32) -> TcpStrea
 }
 
 /// The same under TLS, one after another.
-fn open_covered(server: SocketAddr, site: &Site, opening: Opening, count: u32) -> Vec<Wire> {
+fn open_covered(
+    server: SocketAddr,
+    site: &Site,
+    opening: Opening,
+    numbers: Range<u32>,
+) -> Vec<Wire> {
     use std::io::{Read, Write};
     let config = wire::trusting(&site.certificate());
     let runtime = runtime();
@@ -118,7 +124,7 @@ fn open_covered(server: SocketAddr, site: &Site, opening: Opening, count: u32) -
         }
         wire
     };
-    (0..count).map(one).collect()
+    numbers.map(one).collect()
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -147,9 +153,11 @@ fn idle_in_the_clear(service: &str, opening: Opening) {
         bystander.end()
     };
     let alone = watch();
-    drop(runtime.block_on(open(address, opening, WARM_UP)));
+    // of sources of their own: the server may notice only later that they are gone, and a source has a limit
+    let warm_up = CLEAR..CLEAR + WARM_UP;
+    drop(runtime.block_on(open(address, opening, warm_up)));
     let (before, began) = (server.resident(), Instant::now());
-    let idle = runtime.block_on(open(address, opening, CLEAR));
+    let idle = runtime.block_on(open(address, opening, 0..CLEAR));
     let opened_in = began.elapsed();
     let octets = octets_each(&server, before, CLEAR);
     let among = watch();
@@ -180,9 +188,10 @@ fn idle_under_tls(service: &str, opening: Opening) {
     let site = site();
     let server = Server::start(&site);
     let address = server.address(service);
-    drop(open_covered(address, &site, opening, WARM_UP / 3));
+    let warm_up = COVERED..COVERED + WARM_UP / 3;
+    drop(open_covered(address, &site, opening, warm_up));
     let before = server.resident();
-    let idle = open_covered(address, &site, opening, COVERED);
+    let idle = open_covered(address, &site, opening, 0..COVERED);
     let octets = octets_each(&server, before, COVERED);
     println!(
         "{} idle {service} connections: {octets} octets of the server's memory each",
