@@ -543,8 +543,12 @@ fn for_each_piece(file: &Path, mut take: impl FnMut(ShardPiece) -> Result<()>) -
             bail!("{}: damaged", file.display());
         }
         let mut bytes = vec![0; length];
-        if input.read_exact(&mut bytes).is_err() {
-            bail!("{}: cut short", file.display());
+        match input.read_exact(&mut bytes) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                bail!("{}: cut short", file.display())
+            }
+            Err(error) => return Err(error).with_context(name),
         }
         take(ShardPiece::decode(bytes.as_slice()).with_context(name)?)?;
     }

@@ -220,7 +220,7 @@ fn wrong_questions_fail_and_say_why() {
 #[test]
 fn routes_are_explained_and_status_tells_how_it_is() {
     let site = site_with_a_full_mailbox();
-    let _server = Server::start(&site);
+    let server = Server::start(&site);
     let explain = |address: &str, parts: &[&str]| {
         let out = site.ask(&["route", "explain", address]).must();
         for part in parts {
@@ -271,6 +271,10 @@ fn routes_are_explained_and_status_tells_how_it_is() {
         alarms.len() == 1 && alarms[0].starts_with("ALARM 1 broken directory entries"),
         "{status}"
     );
+    // whoever does not ask is told by the log
+    wait_for("the alarm in the log", AT_ONCE, || {
+        server.log().contains("alarm=\"1 broken directory entries")
+    });
 }
 
 #[test]
