@@ -3,7 +3,9 @@
 //! Writes go to one memtable; a flush writes immutable tables and blob files and then switches the version atomically.
 //! The position is an ordinary key of the same tree, so data and position cannot disagree after any crash. What the
 //! library leaves undone for a power cut is done here: it syncs blob files but not their directory entries, so the
-//! flush and a compaction filter sync `blobs/` before each version switch.
+//! flush and a compaction filter sync `blobs/` before each version switch. When it opens a store it
+//! deletes what the version it finds does not need, so that version's name is synced before: a
+//! killed process may have left it in the page cache only.
 //!
 //! One flusher and one compactor, started by [`Shared`], serve all shards of a process.
 //!

@@ -78,6 +78,10 @@ impl Store {
     pub(super) fn open(dir: &Path, pool: &Arc<Pool>) -> Result<Self, EngineError> {
         files::create_dir(dir).map_err(io_error)?;
         let directory_lock = files::lock_dir(dir).map_err(io_error)?;
+        // A process killed in a version switch may have renamed the pointer to the version and not
+        // synced it. The version found must be durable before the library deletes what only older
+        // ones need, and before the log is cut below its position.
+        files::sync_dir(dir).map_err(io_error)?;
         files::remove_leftovers(dir).map_err(io_error)?;
         let abort = Arc::new(AtomicBool::new(false));
         let (tree, sequence) = contained(|| open_tree(dir, pool, &abort))?;
