@@ -4,9 +4,12 @@
 //! as a power cut could have left it at many moments, before and after each version switch and at random, under four
 //! models of what a disk may forget. Each image must open and be exactly one committed batch, no older than the last
 //! flush that had been reported durable. It guards the syncs that the LSM library leaves to us, also when the library is
-//! updated.
+//! updated. The same is done over crashes: a process is killed, another one recovers, and then the
+//! power is cut.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+#[path = "power_cut/recoveries.rs"]
+mod recoveries;
 #[path = "power_cut/workload.rs"]
 mod workload;
 
@@ -17,7 +20,8 @@ use hikyaku_engine::contract::{self, Dice, apply, pairs};
 use hikyaku_engine::disk::{DiskEngine, Options, Shared};
 use hikyaku_engine::{Engine, Snapshot};
 use hikyaku_power::rebuild::{self, Model};
-use hikyaku_power::record::{self, Op, Record};
+use hikyaku_power::record::{self, Life, Op, Record};
+use tempfile::TempDir;
 
 use self::workload::Marks;
 
@@ -26,11 +30,16 @@ const RANDOM_CUTS: u64 = 60;
 const IMAGES_MIN: usize = 150;
 const RELOCATIONS_MIN: usize = 3;
 
+/// A directory in memory where there is one: thousands of images are synced again and again.
+fn scratch() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| tempfile::tempdir().unwrap())
+}
+
 /// The child's half; on its own it is the same workload without a recorder.
 #[test]
 #[ignore = "run under strace by `power_cuts`"]
 fn workload() {
-    let own = tempfile::tempdir().unwrap();
+    let own = scratch();
     let dir = std::env::var_os(CHILD_DIR).map_or_else(|| own.path().to_owned(), Into::into);
     let states = workload::states();
     workload::run(&dir, &states);
@@ -38,7 +47,7 @@ fn workload() {
 
 #[test]
 fn power_cuts() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = scratch();
     let record = record_workload(dir.path());
     let states = workload::states();
     let relocations = relocations(&record);
@@ -58,7 +67,7 @@ fn power_cuts() {
     for (cut, aim) in cuts(&record, &mut dice) {
         for model in [Model::Strict, Model::Ordered, Model::Random, Model::Kill] {
             images += 1;
-            let image = tempfile::tempdir().unwrap();
+            let image = scratch();
             let mut below = |sides| dice.below(sides as u64) as usize;
             rebuild::write(&record, cut, model, &mut below, image.path());
             let marks = Marks::until(&record, cut);
@@ -81,6 +90,17 @@ fn power_cuts() {
 }
 
 fn record_workload(dir: &Path) -> Record {
+    let trace = trace_child("workload", dir);
+    Record::parse_lives(&[Life {
+        trace: &trace,
+        root: &dir.join(workload::DISK),
+        marks: Some(&dir.join(workload::MARKS)),
+        killed_at: None,
+    }])
+}
+
+/// Runs the ignored test `name` of this program in `dir` under strace; answers the trace.
+fn trace_child(name: &str, dir: &Path) -> String {
     let trace = dir.join("trace");
     let run = Command::new("strace")
         .args([
@@ -101,7 +121,7 @@ fn record_workload(dir: &Path) -> Record {
         .arg(std::env::current_exe().unwrap())
         .args([
             "--exact",
-            "workload",
+            name,
             "--ignored",
             "--nocapture",
             "--test-threads=1",
@@ -115,13 +135,9 @@ fn record_workload(dir: &Path) -> Record {
     );
     assert!(
         run.status.success() && out.contains("1 passed"),
-        "workload under strace failed:\n{out}\n{err}"
+        "{name} under strace failed:\n{out}\n{err}"
     );
-    Record::parse_with_marks(
-        &std::fs::read_to_string(&trace).unwrap(),
-        &dir.join(workload::DISK),
-        &dir.join(workload::MARKS),
-    )
+    std::fs::read_to_string(&trace).unwrap()
 }
 
 /// The moments to cut the power: around each version switch, and at random.

@@ -21,6 +21,8 @@ pub enum Model {
     Ordered,
     /// Each unsynced name and page by chance.
     Random,
+    /// Only synced bytes and names, and all removals: what was removed too early is missed.
+    Removals,
     /// Everything but one page.
     LosePage,
     /// Everything but the names in directories that were not synced.
@@ -31,10 +33,11 @@ pub enum Model {
 
 impl Model {
     /// All of them.
-    pub const ALL: [Model; 6] = [
+    pub const ALL: [Model; 7] = [
         Model::Strict,
         Model::Ordered,
         Model::Random,
+        Model::Removals,
         Model::LosePage,
         Model::LoseNames,
         Model::Kill,
@@ -61,6 +64,7 @@ pub fn write(record: &Record, cut: usize, model: Model, below: Below<'_>, target
                     Model::Strict | Model::LoseNames => false,
                     Model::LosePage | Model::Kill => true,
                     Model::Ordered => event.end < committed,
+                    Model::Removals => matches!(event.op, Op::Unlink { .. }),
                     Model::Random => below(2) == 0,
                 }
         };
@@ -289,5 +293,143 @@ impl Image {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::{Model, write};
+    use crate::record::{Life, Record};
+
+    /// A trace of one thread, or of those whose number begins a line; in `'` stand paths and bytes.
+    fn trace(calls: &[&str]) -> String {
+        let quoted = |text: &str| {
+            let bytes: String = text.bytes().map(|byte| format!("\\x{byte:02x}")).collect();
+            format!("\"{bytes}\"")
+        };
+        let line = |call: &&str| {
+            let pieces = call.split('\'').enumerate();
+            let pieces = pieces.map(|(at, piece)| match at % 2 {
+                0 => piece.to_owned(),
+                _ => quoted(piece),
+            });
+            let line: String = pieces.collect();
+            match call.as_bytes()[0].is_ascii_digit() {
+                true => line,
+                false => format!("1 {line}"),
+            }
+        };
+        let lines = calls.iter().map(line);
+        lines
+            .map(|line| line.replacen(' ', " 0.0 ", 1) + "\n")
+            .collect()
+    }
+
+    fn record(lives: &[(&[&str], Option<usize>)]) -> Record {
+        let traces: Vec<_> = lives.iter().map(|(calls, _)| trace(calls)).collect();
+        let lives = traces.iter().zip(lives);
+        let lives = lives.map(|(trace, (_, killed_at))| Life {
+            trace,
+            root: Path::new("/d"),
+            marks: None,
+            killed_at: *killed_at,
+        });
+        Record::parse_lives(&lives.collect::<Vec<_>>())
+    }
+
+    /// Names and contents in the image of a cut at the end.
+    fn image(record: &Record, model: Model) -> Vec<(String, String)> {
+        let target = tempfile::tempdir().unwrap();
+        write(record, record.lines(), model, &mut |_| 0, target.path());
+        let entries = std::fs::read_dir(target.path()).unwrap();
+        let mut found: Vec<_> = entries
+            .map(|entry| {
+                let path = entry.unwrap().path();
+                let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+                (name, std::fs::read_to_string(path).unwrap())
+            })
+            .collect();
+        found.sort();
+        found
+    }
+
+    fn files(files: &[(&str, &str)]) -> Vec<(String, String)> {
+        let owned = files
+            .iter()
+            .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+        owned.collect()
+    }
+
+    /// Writes a file durably under a name beside and renames it; the last call is the rename.
+    const SWITCH: [&str; 7] = [
+        "openat(AT_FDCWD, '/d/one', O_WRONLY|O_CREAT, 0666) = 3",
+        "openat(AT_FDCWD, '/d/new', O_WRONLY|O_CREAT, 0666) = 4",
+        "write(4, 'two', 3) = 3",
+        "fsync(4) = 0",
+        "openat(AT_FDCWD, '/d', O_RDONLY) = 5",
+        "fsync(5) = 0",
+        "rename('/d/new', '/d/current') = 0",
+    ];
+
+    #[test]
+    fn a_kill_leaves_names_unsynced_for_the_next_life() {
+        let removal = ["unlink('/d/one') = 0"];
+        let killed = record(&[(&SWITCH, Some(6)), (&removal, None)]);
+        // both were done, and neither is durable
+        assert_eq!(image(&killed, Model::Kill), files(&[("current", "two")]));
+        let neither = files(&[("new", "two"), ("one", "")]);
+        assert_eq!(image(&killed, Model::Strict), neither);
+        assert_eq!(image(&killed, Model::Removals), files(&[("new", "two")]));
+
+        let careful = [
+            "openat(AT_FDCWD, '/d', O_RDONLY) = 3",
+            "fsync(3) = 0",
+            "unlink('/d/one') = 0",
+        ];
+        let mended = record(&[(&SWITCH, Some(6)), (&careful, None)]);
+        for model in [Model::Removals, Model::Kill] {
+            assert_eq!(image(&mended, model), files(&[("current", "two")]));
+        }
+        let kept = files(&[("current", "two"), ("one", "")]);
+        assert_eq!(image(&mended, Model::Strict), kept);
+    }
+
+    #[test]
+    fn a_life_ends_with_the_line_of_its_kill() {
+        let killed = record(&[(&SWITCH, Some(5)), (&["unlink('/d/new') = 0"], None)]);
+        assert_eq!(killed.lines(), 7);
+        assert_eq!(image(&killed, Model::Kill), files(&[("one", "")]));
+    }
+
+    #[test]
+    fn a_number_given_out_again_is_another_file() {
+        let threads = [
+            "1 openat(AT_FDCWD, '/d/one', O_WRONLY|O_CREAT, 0666) = 3",
+            "1 close(3 <unfinished ...>",
+            "2 openat(AT_FDCWD, '/d/two', O_WRONLY|O_CREAT, 0666) = 3",
+            "1 <... close resumed>) = 0",
+            "2 write(3, 'of two', 6 <unfinished ...>",
+            "1 openat(AT_FDCWD, '/d/three', O_WRONLY|O_CREAT, 0666) = 4",
+            "2 <... write resumed>) = 6",
+        ];
+        assert_eq!(
+            image(&record(&[(&threads, None)]), Model::Kill),
+            files(&[("one", ""), ("three", ""), ("two", "of two")])
+        );
+    }
+
+    #[test]
+    fn a_sync_covers_what_had_ended_when_it_began() {
+        let threads = [
+            "1 openat(AT_FDCWD, '/d', O_RDONLY) = 3",
+            "1 openat(AT_FDCWD, '/d/one', O_WRONLY|O_CREAT, 0666) = 4",
+            "1 fsync(3 <unfinished ...>",
+            "2 openat(AT_FDCWD, '/d/two', O_WRONLY|O_CREAT, 0666) = 5",
+            "1 <... fsync resumed>) = 0",
+        ];
+        let synced = record(&[(&threads, None)]);
+        assert_eq!(image(&synced, Model::Strict), files(&[("one", "")]));
     }
 }

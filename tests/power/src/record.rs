@@ -2,8 +2,9 @@
 //! marks, meanwhile.
 //!
 //! Files are followed by identity, not by name, so that a rename keeps what was written. Anything done to the directory
-//! that the rebuild would not understand is a panic, never skipped. A record can go on over a crash: the second run's
-//! trace is read on top of what the first had done, so that what neither has synced is still unsynced.
+//! that the rebuild would not understand is a panic, never skipped. A record can go on over crashes:
+//! each life's trace is read on top of what the lives before had done, so that what none of them has
+//! synced is still unsynced.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -105,42 +106,29 @@ impl Record {
     /// # Panics
     /// On anything it does not understand.
     pub fn parse(trace: &str, root: &Path) -> Record {
-        let mut reader = Reader::default();
-        reader.run(trace, root, usize::MAX);
-        reader.record()
+        Record::parse_lives(&[Life {
+            trace,
+            root,
+            marks: None,
+            killed_at: None,
+        }])
     }
 
-    /// Reads the trace of a process that used the directory `root`, made by it or before, and wrote to the file `marks` outside of
-    /// it what it knew.
+    /// Reads the traces of processes that used one directory, one after the other; all but the last
+    /// were killed.
     ///
     /// # Panics
     /// On anything it does not understand.
-    pub fn parse_with_marks(trace: &str, root: &Path, marks: &Path) -> Record {
-        let marks = marks.to_str().expect("UTF-8").to_owned();
-        let mut reader = Reader {
-            marks: Some(marks),
-            ..Reader::default()
-        };
-        reader.run(trace, root, usize::MAX);
-        reader.record()
-    }
-
-    /// Reads the trace `first` up to the line `cut`, where the process was killed, and then the trace `second` of a
-    /// process that used a copy of the directory, with everything in it, at `second_root`.
-    ///
-    /// # Panics
-    /// On anything it does not understand.
-    pub fn parse_over_crash(
-        first: &str,
-        root: &Path,
-        cut: usize,
-        second: &str,
-        second_root: &Path,
-    ) -> Record {
+    pub fn parse_lives(lives: &[Life<'_>]) -> Record {
         let mut reader = Reader::default();
-        reader.run(first, root, cut);
-        reader.open.clear();
-        reader.run(second, second_root, usize::MAX);
+        for life in lives {
+            reader.open.clear();
+            reader.marks_open.clear();
+            reader.marks = life
+                .marks
+                .map(|marks| marks.to_str().expect("UTF-8").to_owned());
+            reader.run(life.trace, life.root, life.killed_at.unwrap_or(usize::MAX));
+        }
         reader.record()
     }
 
@@ -183,6 +171,19 @@ impl Record {
                 _ => None,
             })
     }
+}
+
+/// What one process did to the directory.
+#[derive(Clone, Copy, Debug)]
+pub struct Life<'a> {
+    /// Its trace.
+    pub trace: &'a str,
+    /// Where the directory was: empty at first, then a copy of what the process before had left.
+    pub root: &'a Path,
+    /// The file outside of it to which the process wrote what it knew.
+    pub marks: Option<&'a Path>,
+    /// The last line before it was killed, counted from the first line of the first life.
+    pub killed_at: Option<usize>,
 }
 
 /// What an open file is.

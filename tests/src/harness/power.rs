@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hikyaku_power::rebuild::{self, Model};
-use hikyaku_power::record::{self, Record};
+use hikyaku_power::record::{self, Life, Record};
 use loadtest::ledger::Event;
 use loadtest::random::Random;
 
@@ -186,13 +186,20 @@ pub fn examine_over_crash(
     server.kill();
     let ledger = events(&site.ledger());
     let trace = std::fs::read_to_string(&trace).map_err(|error| error.to_string())?;
-    let record = Record::parse_over_crash(
-        &recording.trace,
-        recording.site.data(),
-        cut,
-        &trace,
-        site.data(),
-    );
+    let record = Record::parse_lives(&[
+        Life {
+            trace: &recording.trace,
+            root: recording.site.data(),
+            marks: None,
+            killed_at: Some(cut),
+        },
+        Life {
+            trace: &trace,
+            root: site.data(),
+            marks: None,
+            killed_at: None,
+        },
+    ]);
     let mut all = Vec::new();
     for model in models {
         // not before the recovered process has shown the UIDs

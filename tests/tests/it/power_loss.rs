@@ -18,7 +18,7 @@ const RECORDED_MESSAGES: usize = 60;
 /// Images that must have been examined.
 const IMAGES_MIN: usize = 200;
 /// Moments cut under every model.
-const CUTS: usize = 33;
+const CUTS: usize = 29;
 /// Images of a crash, a recovery that clients saw, and then the cut.
 const OVER_CRASH: usize = 24;
 /// Images examined at once.

@@ -28,6 +28,8 @@ const RESTART_AT: usize = 90;
 const IMPORT: usize = 150;
 const IMPORTED: usize = 120;
 const BATCHES: usize = 175;
+/// Batches of a process that is killed, or recovers what one had left.
+const LIFE: usize = 20;
 
 /// The writes of batch `n`, 1 and up.
 pub fn batch(n: usize) -> Vec<Write> {
@@ -72,26 +74,29 @@ pub fn batch_of(position: &[u8]) -> usize {
         .map_or(0, |at| u64::from_be_bytes(*at) as usize)
 }
 
-/// Runs the workload in `dir`; the result must be the last of `states`.
-pub fn run(dir: &Path, states: &[Model]) {
-    std::fs::create_dir(dir.join(DISK)).unwrap();
-    let mut marks = File::create(dir.join(MARKS)).unwrap();
-    let mut mark = |text: String| marks.write_all(text.as_bytes()).unwrap();
-    let options = Options {
+fn options() -> Options {
+    Options {
         memtable_bytes_max: 40 << 10,
         separated_bytes_min: 512,
         blob_file_bytes_max: 24 << 10,
         gc_stale_bytes_min: 48 << 10,
         gc_interval: Duration::from_millis(500),
         ..Options::default()
-    };
+    }
+}
+
+/// Runs the workload in `dir`; the result must be the last of `states`.
+pub fn run(dir: &Path, states: &[Model]) {
+    std::fs::create_dir(dir.join(DISK)).unwrap();
+    let mut marks = File::create(dir.join(MARKS)).unwrap();
+    let mut mark = |text: String| marks.write_all(text.as_bytes()).unwrap();
     let store = dir.join(DISK).join(STORE);
     for (batches, import) in [
         (1..=RESTART_AT, false),
         (RESTART_AT + 1..=IMPORT - 1, true),
         (IMPORT + 1..=BATCHES, false),
     ] {
-        let shared = Shared::start(options.clone()).unwrap();
+        let shared = Shared::start(options()).unwrap();
         let engine = DiskEngine::open(&store, &shared).unwrap();
         // the last handle was dropped without a flush: what it lost comes back first
         let (first, last) = (batch_of(&engine.position()) + 1, *batches.end());
@@ -109,10 +114,43 @@ pub fn run(dir: &Path, states: &[Model]) {
             mark(format!("durable {IMPORT}"));
         }
     }
-    let shared = Shared::start(options).unwrap();
+    let shared = Shared::start(options()).unwrap();
     let engine = DiskEngine::open(&store, &shared).unwrap();
     let found = engine.snapshot().scan(b"", b"", usize::MAX).unwrap();
     assert!(found == pairs(&states[BATCHES]));
+}
+
+/// A life of a process: opens the store in `dir`, or makes it there, goes on with the next batches,
+/// and replaces the whole store by the state it then has. No thread works beside it, so that its
+/// record is always the same.
+pub fn live(dir: &Path, states: &[Model]) {
+    let mut marks = File::create(dir.join(MARKS)).unwrap();
+    let mut mark = |text: String| marks.write_all(text.as_bytes()).unwrap();
+    let shared = Shared::start(options()).unwrap();
+    shared.shutdown();
+    let store = dir.join(DISK).join(STORE);
+    let engine = DiskEngine::open(&store, &shared).unwrap();
+    let opened = batch_of(&engine.position());
+    // the log may be cut up to here
+    assert_eq!(engine.durable(), engine.position());
+    mark(format!("durable {opened}"));
+    for n in opened + 1..=opened + LIFE {
+        engine.write(batch(n)).unwrap();
+        mark(format!("begun {n}"));
+        engine.commit(position(n)).unwrap();
+        if n.is_multiple_of(3) {
+            engine.flush().unwrap();
+            mark(format!("durable {n}"));
+        }
+        if n.is_multiple_of(9) {
+            engine.collect_garbage().unwrap();
+        }
+    }
+    drop(engine);
+    let last = opened + LIFE;
+    let pairs = pairs(&states[last]).into_iter().map(Ok);
+    DiskEngine::replace(&store, &shared, pairs, position(last)).unwrap();
+    mark(format!("durable {last}"));
 }
 
 fn step(engine: &Arc<DiskEngine>, n: usize, mark: &mut impl FnMut(String)) {
