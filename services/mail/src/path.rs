@@ -10,6 +10,10 @@
 //! RFC 6531 section 3.3 adds characters outside ASCII to local parts and domains; whether a client may send them
 //! (SMTPUTF8) is the session's business.
 //!
+//! Two things are wider than the RFC. A Dot-string may have dots at its ends and in a row: Japanese carriers gave out
+//! `hana..ko@` and `hanako.@` until 2009. Such a local part means the same as its quoted form and stays as it was written.
+//! A local part may be as long as the path (section 4.5.3.1.3): VERP, SRS and forwarders exceed 64 octets.
+//!
 //! # The one normal form
 //! A mailbox is kept and compared in it, and goes into envelopes and logs in it:
 //! * local part: Unicode NFC, then the grammar again. Nothing is folded: the directory compares ASCII letters in any case
@@ -34,7 +38,7 @@ pub enum PathError {
     /// It breaks the grammar.
     #[error("not a mailbox address")]
     Syntax,
-    /// A part exceeds RFC 5321 section 4.5.3.1: local part 64, domain 255, label 63, path 256 octets.
+    /// A part exceeds RFC 5321 section 4.5.3.1: domain 255, label 63, path 256 octets.
     #[error("mailbox address too long")]
     TooLong,
 }
@@ -113,9 +117,6 @@ fn normal_local_part(text: &str) -> Result<Cow<'_, str>, PathError> {
     } else {
         ComposingNormalizerBorrowed::new_nfc().normalize(text)
     };
-    if local.len() > 64 {
-        return Err(PathError::TooLong);
-    }
     let fits = if local.starts_with('"') {
         quoted_string_end(&local) == Ok(local.len())
     } else {
@@ -129,7 +130,7 @@ fn normal_local_part(text: &str) -> Result<Cow<'_, str>, PathError> {
 }
 
 /// A character outside ASCII that may stand in a local part: one that can be seen.
-fn is_visible(letter: char) -> bool {
+pub fn is_visible(letter: char) -> bool {
     let code = u32::from(letter);
     let hidden = matches!(code,
         // C1 controls, no-break space, soft hyphen, joiners of several scripts, Mongolian selectors
@@ -162,15 +163,14 @@ fn quoted_string_end(text: &str) -> Result<usize, PathError> {
     Err(PathError::Syntax)
 }
 
-/// Dot-string = Atom *("." Atom)
+/// Dot-string = Atom *("." Atom), and with dots anywhere else.
 fn is_dot_string(text: &str) -> bool {
-    let is_atext = |letter: char| {
+    let fits = |letter: char| {
         letter.is_ascii_alphanumeric()
-            || "!#$%&'*+-/=?^_`{|}~".contains(letter)
+            || ".!#$%&'*+-/=?^_`{|}~".contains(letter)
             || is_visible(letter)
     };
-    text.split('.')
-        .all(|atom| !atom.is_empty() && atom.chars().all(is_atext))
+    !text.is_empty() && text.chars().all(fits)
 }
 
 /// A domain in lower case and A-labels without its final dot, or an address literal.
@@ -353,8 +353,6 @@ mod tests {
             "u@a@b",
             "u@-a",
             "u@a..b",
-            ".u@a",
-            "u.@a",
             "a b@c",
             "u@[1.2.3]",
             "u@x\0.y",
@@ -363,14 +361,32 @@ mod tests {
         ] {
             assert_eq!(mailbox(bad), Err(PathError::Syntax), "{bad:?}");
         }
-        assert_eq!(
-            mailbox(&format!("{}@x.jp", "u".repeat(65))),
-            Err(PathError::TooLong)
-        );
+        // a local part has no limit of its own
+        let long = |count| format!("{}@x.jp", "u".repeat(count));
+        assert_eq!(mailbox(&long(249)), Ok(long(249)));
+        assert_eq!(mailbox(&long(250)), Err(PathError::TooLong));
         assert_eq!(
             mailbox(&format!("u@{}.jp", "u".repeat(64))),
             Err(PathError::TooLong)
         );
+    }
+
+    #[test]
+    fn dots_of_a_local_part_may_stand_anywhere() {
+        for text in [
+            "hana..ko@docomo.example",
+            "hanako.@ezweb.example",
+            ".hanako@x.jp",
+            "..-hanako...@x.jp",
+            ".@x.jp",
+            "\u{e9}..\u{e9}.@x.jp",
+        ] {
+            assert_eq!(mailbox(text), Ok(text.into()));
+            assert_eq!(cut_path(&format!("<{text}> SIZE=1")), Ok((text, " SIZE=1")));
+        }
+        for bad in ["hana..ko@docomo..example", "a..b", "a..@", "a. .b@x.jp"] {
+            assert_eq!(mailbox(bad), Err(PathError::Syntax), "{bad:?}");
+        }
     }
 
     #[test]
@@ -425,8 +441,8 @@ mod tests {
             assert_eq!(mailbox(bad), Err(PathError::Syntax), "{bad:?}");
         }
         let long = |count| format!("{}@x.jp", "\u{e9}".repeat(count));
-        assert!(mailbox(&long(32)).is_ok());
-        assert_eq!(mailbox(&long(33)), Err(PathError::TooLong));
+        assert!(mailbox(&long(124)).is_ok());
+        assert_eq!(mailbox(&long(125)), Err(PathError::TooLong));
         assert!(mailbox(&format!("u@{}.jp", "\u{e9}".repeat(60))).is_err());
     }
 

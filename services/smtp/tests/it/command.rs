@@ -211,7 +211,7 @@ fn rcpt_paths() {
         "<u@a..b>",
         "u@x",
         "<u@[::1]>",
-        &format!("<{}@x.jp>", "u".repeat(65)),
+        &format!("<{}@x.jp>", "u".repeat(250)),
         &format!("<u@{}.jp>", "x".repeat(64)),
         &format!("<u@{}jp>", "x.".repeat(127)),
         &format!("<{}>", "u".repeat(257)),
@@ -234,6 +234,18 @@ fn paths_outside_ascii() {
     assert_eq!(
         mail.reverse_path.as_str(),
         "j\u{fc}rgen@xn--bcher-kva.example"
+    // dots anywhere, and a local part as long as a path
+    let longest = format!("<{}@x.jp>", "u".repeat(249));
+    for path in [
+        "<hana..ko@docomo.example>",
+        "<hanako.@ezweb.example>",
+        "<bounces+1234567-ab12-taro.yamada.sales=company.example@mail.provider.example>",
+        &longest,
+    ] {
+        assert_eq!(rcpt(&format!("RCPT TO:{path}")), path);
+        let sender = mail(&format!("MAIL FROM:{path}"));
+        assert_eq!(sender.reverse_path.to_string(), path);
+    }
     );
     assert!(mail.smtputf8);
     let rcpt = rcpt_parameters("RCPT TO:<u@b\u{fc}cher.example>");
