@@ -15,6 +15,8 @@ pub struct Settings {
     pub default_domain: String,
     /// Who reads mail for role addresses that have no entry.
     pub postmaster: Option<Mailbox>,
+    /// The host's own name, in lower case and A-labels: the domain of the addresses that reports come from.
+    pub host_name: Option<String>,
     /// Cuts `user+detail`; `None` switches subaddressing off.
     pub recipient_delimiter: Option<char>,
     /// Octets of a mailbox whose entry has no `mailQuotaSize`; 0 is unlimited.
@@ -35,6 +37,7 @@ impl Settings {
             default_mbox: None,
             default_domain: default_domain.to_owned(),
             postmaster: None,
+            host_name: None,
             recipient_delimiter: Some('+'),
             quota_bytes_default: 0,
             limits: ldif::Limits::default(),

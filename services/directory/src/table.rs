@@ -25,6 +25,10 @@ pub const ROLES: [&str; 6] = [
     "webmaster",
 ];
 
+/// Addresses at the host's own name that are the postmaster's when no entry has them: reports come from MAILER-DAEMON there, and
+/// whoever answers one must reach somebody (RFC 3464 section 2).
+const HOST_ROLES: [&str; 2] = ["mailer-daemon", "postmaster"];
+
 /// See the module.
 pub struct Table {
     pub(crate) settings: Settings,
@@ -170,6 +174,9 @@ impl Table {
             }
             (Some(Owner::Entry(index)), _) => return self.decide(index, address),
             (None, None) => {
+                if let Some(resolution) = self.host_role(address) {
+                    return Ok(resolution);
+                }
                 return Ok(Resolution {
                     decision: Decision::Foreign,
                     rule: Rule::ForeignDomain,
@@ -186,6 +193,9 @@ impl Table {
         // A broken entry may have lost its address: its uid at our domains is no certain "no such user".
         if let Some(&Owner::Entry(index)) = self.logins.get(local.as_str()) {
             self.usable(index)?;
+        }
+        if let Some(resolution) = self.host_role(address) {
+            return Ok(resolution);
         }
         let role = ROLES.into_iter().find(|role| *role == local);
         let (decision, rule, entry) = match (role, &self.settings.postmaster) {
@@ -205,6 +215,33 @@ impl Table {
             rule,
             entry,
             tenant: Some(tenant),
+        })
+    }
+
+    /// What to do with mail for one of [`HOST_ROLES`], which no entry has; `None` if it is none, or nobody is postmaster.
+    fn host_role(&self, address: &Mailbox) -> Option<Resolution> {
+        let host_name = self.settings.host_name.as_deref()?;
+        let local = self.plain_local_part(address);
+        let role = HOST_ROLES.into_iter().find(|role| *role == local)?;
+        let to = match &self.settings.postmaster {
+            Some(postmaster) => postmaster,
+            None => self.owner(&self.postmaster).map(|_| &self.postmaster)?,
+        };
+        if address.domain() != host_name || address_key(to) == address_key(address) {
+            return None;
+        }
+        let hosted = [address.domain(), self.postmaster.domain()];
+        let tenant = hosted
+            .iter()
+            .find_map(|domain| match self.domains.get(*domain) {
+                Some(DomainOwner::Tenant(tenant)) => self.tenant_name(*tenant).ok(),
+                _ => None,
+            });
+        Some(Resolution {
+            decision: Decision::Forward { to: to.clone() },
+            rule: Rule::RoleAddress,
+            entry: Some(format!("role={role}@{host_name}")),
+            tenant,
         })
     }
 

@@ -48,6 +48,7 @@ pub fn settings(config: &Config) -> Settings {
             .postmaster
             .as_ref()
             .map(|address| address.0.clone()),
+        host_name: Some(config.node.hostname.0.clone()),
         recipient_delimiter: config.directory.recipient_delimiter.chars().next(),
         quota_bytes_default: config.directory.quota_bytes_default.0,
         ..Settings::new(&mboxes, &domain)

@@ -1,8 +1,11 @@
 //! `route explain`: every step, loops and depth included.
 
 use hikyaku_directory::explain::{DEPTH_MAX, explain};
+use hikyaku_directory::ldif_directory::LdifDirectory;
+use hikyaku_directory::password::PoolLimits;
+use hikyaku_directory::settings::Settings;
 
-use crate::{file, load, mailbox, user};
+use crate::{decision, file, load, mailbox, resolve, settings, user};
 
 async fn steps(text: &str, address: &str) -> Vec<String> {
     let directory = load(&file(text)).unwrap();
@@ -108,4 +111,93 @@ async fn what_is_not_known_is_said() {
     let text = "dn: uid=a\nuid: a\nmailLocalAddress: a@example.jp\nmailHost: mbox1\n";
     let expected = "a@example.jp: not known now (broken entry uid=a: a mailbox without entryUUID)";
     assert_eq!(steps(text, "a@example.jp").await, [expected]);
+}
+
+/// RFC 3464 section 2: whoever answers a report must reach somebody.
+#[tokio::test]
+async fn the_addresses_that_reports_come_from_are_the_postmasters() {
+    let at_host = |host: &str, postmaster: Option<&str>, rest: &str| {
+        let settings = Settings {
+            host_name: Some(host.to_owned()),
+            postmaster: postmaster.map(mailbox),
+            ..settings()
+        };
+        LdifDirectory::load(file(rest).as_bytes(), settings, PoolLimits::default()).unwrap()
+    };
+    let daemon = "MAILER-DAEMON@mail.example.jp";
+    let entry = user("postmaster") + &user("mailer-daemon");
+    for (host, address, postmaster, rest, expected) in [
+        (
+            "mail.example.jp",
+            daemon,
+            Some("root@example.jp"),
+            "",
+            "forward to root@example.jp",
+        ),
+        (
+            "mail.example.jp",
+            "postmaster@mail.example.jp",
+            Some("root@example.jp"),
+            "",
+            "forward to root@example.jp",
+        ),
+        (
+            "mail.example.jp",
+            "abuse@mail.example.jp",
+            Some("root@example.jp"),
+            "",
+            "not ours",
+        ),
+        (
+            "mail.example.jp",
+            "root@mail.example.jp",
+            Some("root@example.jp"),
+            "",
+            "not ours",
+        ),
+        ("mail.example.jp", daemon, Some(daemon), "", "not ours"),
+        // nobody is named, and an entry is postmaster
+        (
+            "mail.example.jp",
+            daemon,
+            None,
+            &*entry,
+            "forward to postmaster@example.jp",
+        ),
+        ("mail.example.jp", daemon, None, "", "not ours"),
+        // the host's name is a hosted domain
+        (
+            "example.jp",
+            "mailer-daemon@example.jp",
+            Some("root@example.jp"),
+            "",
+            "forward to root@example.jp",
+        ),
+        (
+            "example.jp",
+            "mailer-daemon@example.jp",
+            Some("root@example.jp"),
+            &*entry,
+            "mbox mbox1, account id-mailer-daemon",
+        ),
+        (
+            "mail.example.jp",
+            "mailer-daemon@example.jp",
+            Some("root@example.jp"),
+            "",
+            "no such user",
+        ),
+    ] {
+        let directory = at_host(host, postmaster, rest);
+        assert_eq!(
+            decision(&directory, address).await,
+            expected,
+            "{host} {address} {postmaster:?}"
+        );
+    }
+    let directory = at_host("mail.example.jp", Some("root@example.jp"), "");
+    let found = resolve(&directory, daemon).await.unwrap();
+    assert_eq!(found.tenant.as_deref(), Some("Example"));
+    let explained = explain(&directory, &mailbox(daemon)).await;
+    assert_eq!(explained.len(), 2, "{explained:?}");
 }

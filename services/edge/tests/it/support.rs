@@ -52,6 +52,16 @@ entryUUID: id-jurgen
 mailLocalAddress:: asO8cmdlbkBsb2NhbC5leGFtcGxl
 mailHost: mbox1
 
+dn: uid=hanako,dc=example,dc=jp
+objectClass: inetLocalMailRecipient
+uid: hanako
+entryUUID: id-hanako
+mailLocalAddress: hana..ko@local.example
+mailLocalAddress: \"hanako.\"@local.example
+mailLocalAddress: bounces+1234567-ab12-taro.yamada.sales=company.example.of.hanako@local.example
+mailHost: mbox1
+mailQuotaSize: 100000
+
 dn: uid=operator,dc=example,dc=jp
 objectClass: inetLocalMailRecipient
 uid: operator
@@ -87,6 +97,7 @@ impl Site {
     pub fn with_memory(bytes: usize) -> Site {
         let mut settings = Settings::new(&["mbox1"], "local.example");
         settings.postmaster = Some("operator@local.example".parse().unwrap());
+        settings.host_name = Some("mx.local.example".into());
         let directory =
             LdifDirectory::load(DIRECTORY.as_bytes(), settings, PoolLimits::default()).unwrap();
         let (tasks, disk) = (Tasks::new(), SimDisk::new(1));
