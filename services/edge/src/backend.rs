@@ -22,7 +22,7 @@ use prost::Message as _;
 
 use crate::accept::{self, Draft};
 use crate::budget::{Memory, NoMemory, Reservation};
-use crate::header::ReturnPathFilter;
+use crate::header::HeaderFilter;
 use crate::observed::{self, Observed};
 use crate::quota::Quotas;
 use crate::recipient::{self, Accepted};
@@ -130,7 +130,7 @@ impl Backend for EdgeBackend {
             declared_bytes: mail.size,
             recipients_bytes: 0,
             paths: Vec::new(),
-            filter: ReturnPathFilter::default(),
+            filter: HeaderFilter::default(),
             body: None,
             reservation,
         })
@@ -187,7 +187,7 @@ pub struct Incoming {
     declared_bytes: Option<u64>,
     recipients_bytes: usize,
     paths: Vec<ForwardPath>,
-    filter: ReturnPathFilter,
+    filter: HeaderFilter,
     body: Option<BodyWriter>,
     reservation: Reservation,
 }

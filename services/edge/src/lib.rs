@@ -8,7 +8,7 @@
 //! * [`recipient`]: RCPT: directory, then a recipient or a refusal
 //! * [`quota`]: full mailboxes
 //! * [`budget`]: the memory of a transaction
-//! * [`header`]: Return-Path out of the content
+//! * [`header`]: what a content begins with, made fit to stand under our fields
 //! * [`accept`]: content into a body, and commit point A
 //! * `observed`: figures and traces
 

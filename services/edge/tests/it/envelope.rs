@@ -104,6 +104,40 @@ async fn return_path_goes_and_the_rest_stays() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn nothing_that_a_content_begins_with_reaches_our_fields() {
+    let site = Site::new();
+    let mut client = site.connect("198.51.100.7:5000").await;
+    let contents = [
+        (
+            " folded: x\r\nReturn-Path: y\r\n",
+            "\r\n folded: x\r\nReturn-Path: y\r\n",
+        ),
+        ("hello\r\n", "\r\nhello\r\n"),
+        (
+            "From a Mon\r\nTo: b\r\n\r\n",
+            "X-Mailbox-Line: From a Mon\r\nTo: b\r\n\r\n",
+        ),
+        (
+            "To: b\r\nodd\r\nReturn-Path: y\r\n\r\nz\r\n",
+            "To: b\r\nodd\r\n\r\nz\r\n",
+        ),
+        ("", ""),
+    ];
+    for (sent, _) in contents {
+        client.must("MAIL FROM:<a@ext.example>", "250 ").await;
+        client.must("RCPT TO:<alice@local.example>", "250 ").await;
+        let reply = client.content(sent).await;
+        assert!(reply.starts_with("250 "), "{reply}");
+    }
+    for (accept, (sent, kept)) in site.accepted().iter().zip(contents) {
+        let content = site.content(accept).await;
+        let (received, rest) = content.split_at(content.len() - kept.len());
+        assert!(received.starts_with("Received: ") && received.ends_with("+0000\r\n"));
+        assert_eq!(rest, kept, "{sent:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_held_beyond_the_budget() {
     let site = Site::with_memory(1 << 20);
     let free = site.edge.memory.free();
