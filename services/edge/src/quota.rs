@@ -1,4 +1,5 @@
-//! Full mailboxes at RCPT: 452 4.2.2 instead of a mail that waits for days and comes back (RFC 3463 X.2.2).
+//! Full mailboxes at RCPT: 452 4.2.2 instead of a mail that waits for days and comes back (RFC 3463 X.2.2). A mail that is
+//! declared larger than the whole quota would not fit into the empty mailbox either: 552 5.2.3, at once.
 //!
 //! Mailbox shards tell which accounts are nearly full (95 % of the quota, a mail did not fit, or it is among those that held most
 //! when the shard began); this room asks them every second. For these alone RCPT asks what the account holds now, so a mailbox that was emptied takes mail again at once. It is
@@ -106,7 +107,7 @@ impl Quotas {
     /// What RCPT says of a recipient that would be accepted, for a mail of `size` octets, if that was declared.
     ///
     /// # Errors
-    /// 452 4.2.2 when its mailbox is full.
+    /// 452 4.2.2 when its mailbox is full, 552 5.2.3 when the mail never fits.
     pub async fn admit(
         &self,
         path: &ForwardPath,
@@ -116,7 +117,12 @@ impl Quotas {
         let Some(mailbox) = accepted.mailbox.as_ref().filter(|_| !is_role(path)) else {
             return Ok(());
         };
-        match self.check(mailbox, size).await {
+        let never_fits = mailbox.quota_bytes.and_then(|quota| too_large(size, quota));
+        let rejection = match never_fits {
+            Some(rejection) => Some(rejection),
+            None => self.check(mailbox, size).await,
+        };
+        match rejection {
             Some(rejection) => Err(rejection.of_tenant(&accepted.tenant)),
             None => Ok(()),
         }
@@ -142,6 +148,11 @@ impl Quotas {
         let after = usage
             .used_bytes
             .saturating_add(size.unwrap_or(SIZE_UNDECLARED));
+        if usage.found
+            && let Some(rejection) = too_large(size, quota_bytes)
+        {
+            return Some(rejection);
+        }
         let full = quota_bytes != 0 && after > quota_bytes;
         (usage.found && full).then(|| {
             Rejection::new(
@@ -159,6 +170,14 @@ impl Quotas {
             .find(|(_, heard)| heard.accounts.contains(account) && heard.at.elapsed() < FRESH);
         found.map(|(shard, _)| *shard)
     }
+}
+
+/// A refusal when a mail of `size` octets exceeds a quota, if there is one, all by itself.
+fn too_large(size: Option<u64>, quota_bytes: u64) -> Option<Rejection> {
+    let size = size.filter(|&size| quota_bytes != 0 && size > quota_bytes)?;
+    let reply = Reply::new(552, (5, 2, 3), "message too large for this mailbox");
+    let reason = format!("{size} octets declared, the quota is {quota_bytes}");
+    Some(Rejection::new(reply, reason))
 }
 
 /// Whether mail for `path` is taken whatever its mailbox holds (RFC 5321 section 4.5.1, RFC 2142).

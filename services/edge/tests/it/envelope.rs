@@ -138,6 +138,27 @@ async fn nothing_that_a_content_begins_with_reaches_our_fields() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_mail_that_no_mailbox_of_that_quota_holds_is_refused_at_once() {
+    // hanako's quota is 100,000 octets, alice has none
+    let site = Site::new();
+    let mut client = site.connect("198.51.100.7:5000").await;
+    for (sender, hanako) in [
+        ("<a@ext.example> SIZE=100001", "552 5.2.3"),
+        ("<a@ext.example> SIZE=100000", "250 2.1.5"),
+        ("<a@ext.example>", "250 2.1.5"),
+        // a report is taken always
+        ("<> SIZE=100001", "250 2.1.5"),
+    ] {
+        client.must("RSET", "250 ").await;
+        client.must(&format!("MAIL FROM:{sender}"), "250 ").await;
+        client.must("RCPT TO:<alice@local.example>", "250 ").await;
+        client
+            .must("RCPT TO:<hana..ko@local.example>", hanako)
+            .await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_held_beyond_the_budget() {
     let site = Site::with_memory(1 << 20);
     let free = site.edge.memory.free();
