@@ -13,7 +13,7 @@ use hikyaku_access::pop3::server::{Pop3Deps, serve_pop3};
 use hikyaku_control::admin::AdminService;
 use hikyaku_edge::backend::{Edge, EdgeBackend};
 use hikyaku_proto::v1::admin_server::AdminServer;
-use hikyaku_serve::listen::{Admission, accept_loop};
+use hikyaku_serve::listen::{Admission, accept_loop, turn_away};
 use hikyaku_serve::sparing::Sparing;
 use hikyaku_serve::tasks::Tasks;
 use hikyaku_smtp::backend::Peer;
@@ -190,10 +190,11 @@ impl SmtpPort {
         // the client's own place among the connections, held until its session ends
         let mut _admission = None;
         if self.proxied {
-            let Some((client, place)) =
-                from_balancer(&mut stream, address, &self.live, &self.sparing).await
-            else {
+            let Some(client) = self.from_balancer(&mut stream, address).await else {
                 return;
+            };
+            let Some(place) = self.place_of(client, address) else {
+                return turn_away(stream, &self.label);
             };
             (peer.address, _admission) = (client, Some(place));
         }
@@ -207,39 +208,38 @@ impl SmtpPort {
         drop(serving);
         serve_connection(stream, peer, &*self.backend, &options, tls, &self.drain).await;
     }
-}
 
-/// The client that a load balancer has connected for, and its place among the client's connections; `None` closes.
-async fn from_balancer(
-    stream: &mut TcpStream,
-    balancer: SocketAddr,
-    live: &Live,
-    sparing: &Sparing,
-) -> Option<(SocketAddr, Admission)> {
-    let networks = live
-        .serving()
-        .config
-        .smtp
-        .proxy_networks
-        .iter()
-        .map(|net| net.0)
-        .collect();
-    let client = match client_address(stream, balancer, &ProxyOptions::new(networks)).await {
-        Ok(client) => client,
-        Err(reason) => {
-            if let Some(left_out) = sparing.line() {
-                tracing::info!(%balancer, %reason, left_out, "closed: no client from a load balancer");
+    /// The client that a load balancer has connected for; `None` closes.
+    async fn from_balancer(
+        &self,
+        stream: &mut TcpStream,
+        balancer: SocketAddr,
+    ) -> Option<SocketAddr> {
+        let serving = self.live.serving();
+        let networks = serving.config.smtp.proxy_networks.iter();
+        let options = ProxyOptions::new(networks.map(|net| net.0).collect());
+        drop(serving);
+        match client_address(stream, balancer, &options).await {
+            Ok(client) => Some(client),
+            Err(reason) => {
+                if let Some(left_out) = self.sparing.line() {
+                    tracing::info!(%balancer, %reason, left_out, "closed: no client from a load balancer");
+                }
+                None
             }
-            return None;
         }
-    };
-    let place = live.smtp_gate.admit(client.ip());
-    if place.is_none()
-        && let Some(left_out) = sparing.line()
-    {
-        tracing::info!(peer = %client, %balancer, left_out, "closed: too many connections from this address");
     }
-    Some((client, place?))
+
+    /// The client's place among its connections, unless it has too many.
+    fn place_of(&self, client: SocketAddr, balancer: SocketAddr) -> Option<Admission> {
+        let place = self.live.smtp_gate.admit(client.ip());
+        if place.is_none()
+            && let Some(left_out) = self.sparing.line()
+        {
+            tracing::info!(peer = %client, %balancer, left_out, "closed: too many connections from this address");
+        }
+        place
+    }
 }
 
 async fn bind(name: &str, address: SocketAddr) -> Result<(TcpListener, String)> {

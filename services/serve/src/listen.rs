@@ -1,9 +1,10 @@
-//! Accept loops: a limit on connections in all and per source, which may change while they run; a pause when the system is out
-//! of descriptors.
+//! Accept loops: a limit on connections in all and per source, which may change while they run; a word to those over the limit
+//! of their source; a pause when the system is out of descriptors.
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,7 +24,7 @@ const FULL_LINE_EVERY: Duration = Duration::from_secs(60);
 pub struct ListenLimits {
     /// Connections at once; the next ones wait in the system's backlog.
     pub connections_max: usize,
-    /// Connections at once from one source, which is an IPv4 address or an IPv6 /64; more are closed at once.
+    /// Connections at once from one source, which is an IPv4 address or an IPv6 /64; more are told so and closed at once.
     pub connections_per_source_max: usize,
 }
 
@@ -97,11 +98,11 @@ impl Gate {
         let source = source_of(source);
         let mut counts = self.counts();
         let max = counts.limits.connections_per_source_max;
-        let count = counts.sources.entry(source).or_insert(0);
-        if *count >= max {
+        let count = counts.sources.get(&source).copied().unwrap_or(0);
+        if count >= max {
             return None;
         }
-        *count += 1;
+        counts.sources.insert(source, count + 1);
         counts.open += 1;
         drop(counts);
         Some(Admission {
@@ -197,6 +198,7 @@ pub fn accept_loop<S, F>(
             };
             let Some(admission) = gate.admit(peer.ip()) else {
                 metrics::CONNECTIONS.count(refused);
+                turn_away(stream, name);
                 if let Some(left_out) = sparing.line() {
                     tracing::info!(listener = name, %peer, left_out, "closed: too many connections from this address");
                 }
@@ -212,6 +214,26 @@ pub fn accept_loop<S, F>(
             });
         }
     });
+}
+
+/// Closes a connection to the listener `name` whose source has too many, and says so where the protocol has words for it
+/// before TLS. It waits for nobody: a few octets fit into the send buffer of a new connection, or they are lost.
+pub fn turn_away(stream: TcpStream, name: &str) {
+    let words = match name {
+        "smtp" | "submission" | "lmtp" => {
+            "421 4.7.0 too many connections from your address, try again later\r\n"
+        }
+        "pop3" => "-ERR [SYS/TEMP] too many connections from your address, try again later\r\n",
+        _ => return,
+    };
+    // it stays non-blocking
+    let Ok(mut stream) = stream.into_std() else {
+        return;
+    };
+    let _ = stream.write(words.as_bytes());
+    // what has come and is not read would make the kernel reset the connection, and the words could be lost
+    let _ = stream.read(&mut [0; 512]);
+    let _ = stream.shutdown(Shutdown::Write);
 }
 
 /// The label sets that connections of the listener `name` are counted under.
@@ -235,10 +257,119 @@ fn labels(name: &str) -> (&'static str, &'static str) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Gate, ListenLimits};
+    use super::{Gate, ListenLimits, accept_loop};
+    use crate::tasks::Tasks;
     use std::cell::Cell;
     use std::net::IpAddr;
     use std::time::Duration;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    /// What a connection hears until it ends, if it ends by itself.
+    async fn heard(stream: &mut TcpStream) -> String {
+        let mut text = String::new();
+        let ended = stream.read_to_string(&mut text);
+        let ended = tokio::time::timeout(Duration::from_secs(60), ended).await;
+        ended.expect("an end").expect("an end that is no reset");
+        text
+    }
+
+    #[tokio::test]
+    async fn who_is_over_the_limit_is_told_and_does_not_count() {
+        for (name, words) in [
+            (
+                "smtp",
+                "421 4.7.0 too many connections from your address, try again later\r\n",
+            ),
+            (
+                "pop3",
+                "-ERR [SYS/TEMP] too many connections from your address, try again later\r\n",
+            ),
+            ("smtps", ""),
+            ("pop3s", ""),
+            ("metrics", ""),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            let gate = Gate::from(ListenLimits {
+                connections_max: 10,
+                connections_per_source_max: 2,
+            });
+            let tasks = Tasks::new();
+            // greets and waits for the other side to leave
+            accept_loop(
+                &tasks,
+                name,
+                listener,
+                gate.clone(),
+                |mut stream, _| async move {
+                    let _ = stream.write_all(b"welcome\r\n").await;
+                    let _ = stream.read(&mut [0; 10]).await;
+                },
+            );
+            for _ in 0..3 {
+                let mut held = Vec::new();
+                for _ in 0..2 {
+                    let mut stream = TcpStream::connect(address).await.unwrap();
+                    let mut greeting = [0; 9];
+                    stream.read_exact(&mut greeting).await.unwrap();
+                    held.push(stream);
+                }
+                for _ in 0..20 {
+                    let mut stream = TcpStream::connect(address).await.unwrap();
+                    assert_eq!(heard(&mut stream).await, words, "{name}");
+                }
+                assert_eq!(gate.open(), 2);
+                drop(held);
+                while gate.open() > 0 {
+                    tokio::task::yield_now().await;
+                }
+                assert!(gate.counts().sources.is_empty(), "{name}");
+            }
+            assert!(tasks.drain(Duration::from_secs(60)).await);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_place_is_given_back_however_its_session_ends() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let gate = Gate::from(ListenLimits {
+            connections_max: 2,
+            connections_per_source_max: 1,
+        });
+        let tasks = Tasks::new();
+        accept_loop(
+            &tasks,
+            "smtp",
+            listener,
+            gate.clone(),
+            |mut stream, _| async move {
+                let mut octet = [0];
+                let _ = stream.read(&mut octet).await;
+                assert_ne!(octet, *b"!", "as a session may end");
+            },
+        );
+        for _ in 0..5 {
+            for said in ["", "x", "!"] {
+                let mut stream = TcpStream::connect(address).await.unwrap();
+                stream.write_all(said.as_bytes()).await.unwrap();
+                stream.shutdown().await.unwrap();
+                assert_eq!(heard(&mut stream).await, "", "after {said:?}");
+                while gate.open() > 0 {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+        assert!(gate.counts().sources.is_empty());
+        // nor is it taken from who is not let in
+        gate.set_limits(ListenLimits {
+            connections_max: 2,
+            connections_per_source_max: 0,
+        });
+        assert!(gate.admit(address.ip()).is_none());
+        assert!(gate.counts().sources.is_empty());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn limits_change_for_those_who_come_next() {

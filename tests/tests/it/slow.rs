@@ -256,10 +256,18 @@ fn one_source_takes_no_more_than_its_share() {
             for _ in 0..GREED {
                 let mut stream = connect_from(greedy, address, None).await.unwrap();
                 let mut heard = [0; 100];
-                match stream.read(&mut heard).await {
-                    Ok(0) | Err(_) => {}
-                    Ok(_) => held.push(stream),
+                let count = stream.read(&mut heard).await.expect("a word");
+                let line = String::from_utf8_lossy(&heard[..count]).into_owned();
+                if line.starts_with("220 ") || line.starts_with("+OK") {
+                    held.push(stream);
+                    continue;
                 }
+                let temporary = ["421 4.7.0 ", "-ERR [SYS/TEMP] "];
+                assert!(
+                    temporary.iter().any(|word| line.starts_with(word)),
+                    "{line}"
+                );
+                assert_eq!(rest(&mut stream).await, 0, "it is closed");
             }
             assert_eq!(held.len(), SHARE, "at {address}");
             // and there is room for others
