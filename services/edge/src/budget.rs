@@ -276,6 +276,64 @@ mod tests {
         assert!(Reservation::begin(&memory, "2001:db8::2".parse().unwrap()).is_err());
     }
 
+    /// Whatever is refused on the way, a source has its whole share again once its mails are over.
+    #[test]
+    fn what_was_refused_counts_against_nobody() {
+        let memory = Memory::new(1 << 20);
+        let whole_share = |number| {
+            let mut all = Vec::new();
+            while let Ok(one) = Reservation::begin(&memory, peer(number)) {
+                all.push(one);
+            }
+            all.len()
+        };
+        let mut open: Vec<(u8, Reservation)> = Vec::new();
+        let (mut state, mut refused) = (0x9e37_79b9_7f4a_7c15_u64, [0; 4]);
+        let mut below = |bound: u64| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) % bound
+        };
+        for _ in 0..20_000 {
+            let number = u8::try_from(below(3)).unwrap();
+            let which = usize::try_from(below(1 + open.len() as u64)).unwrap();
+            let step = usize::try_from(below(6)).unwrap();
+            let done = match (step, open.get_mut(which)) {
+                (0 | 1, _) | (_, None) => {
+                    Reservation::begin(&memory, peer(number)).map(|one| open.push((number, one)))
+                }
+                (2, Some((_, one))) => one.begin_content(Some(below(200_000))),
+                (3, Some((_, one))) => one.hold_content(below(200_000)),
+                (4, Some((_, one))) => (0..20).try_for_each(|_| one.add_recipient(&recipient())),
+                (_, Some((_, one))) if below(3) == 0 => {
+                    one.drop_content();
+                    Ok(())
+                }
+                (_, Some(_)) => {
+                    open.swap_remove(which);
+                    Ok(())
+                }
+            };
+            refused[step.min(3)] += usize::from(done.is_err());
+            let used = memory.used();
+            for number in 0..3 {
+                let of_source = open.iter().filter(|(of, _)| *of == number);
+                let reserved: usize = of_source.map(|(_, one)| one.reserved).sum();
+                let counted = used.sources.get(&peer(number)).copied();
+                assert_eq!(counted.unwrap_or(0), reserved);
+            }
+            let all: usize = open.iter().map(|(_, one)| one.reserved).sum();
+            assert_eq!(used.bytes, all);
+        }
+        assert!(refused.iter().all(|count| *count > 100), "{refused:?}");
+        open.clear();
+        assert!(memory.used().sources.is_empty());
+        for number in 0..3 {
+            assert_eq!(whole_share(number), 192);
+        }
+    }
+
     #[test]
     fn one_transaction_has_its_limit() {
         let memory = Memory::new(1 << 30);

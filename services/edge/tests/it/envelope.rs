@@ -159,6 +159,60 @@ async fn a_mail_that_no_mailbox_of_that_quota_holds_is_refused_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_source_has_its_share_again_however_a_mail_ends() {
+    // room for a mail with its content, and not for three
+    let site = Site::with_memory(200 << 10);
+    let free = site.edge.memory.free();
+    let source = "198.51.100.7:5000";
+    for ending in [
+        "full",
+        "reset",
+        "quit",
+        "gone",
+        "gone in content",
+        "refused",
+        "taken",
+    ] {
+        // so often that a remainder of each would be the whole share
+        for _ in 0..40 {
+            let mut client = site.connect(source).await;
+            client.must("MAIL FROM:<a@ext.example>", "250 ").await;
+            client.must("RCPT TO:<alice@local.example>", "250 ").await;
+            match ending {
+                "full" => {
+                    let mut another = site.connect(source).await;
+                    let huge = "MAIL FROM:<a@ext.example> SIZE=100000";
+                    another.must(huge, "250 ").await;
+                    another.must("RCPT TO:<alice@local.example>", "250 ").await;
+                    another.must("DATA", "452 4.3.1").await;
+                    another.must("QUIT", "221 ").await;
+                    client.must("RSET", "250 ").await;
+                }
+                "reset" => drop(client.must("RSET", "250 ").await),
+                "quit" => drop(client.must("QUIT", "221 ").await),
+                "gone in content" => {
+                    client.must("DATA", "354 ").await;
+                    client.send("Subject: half").await;
+                }
+                "refused" => {
+                    let reply = client.content("a\0\r\n").await;
+                    assert!(reply.starts_with("550 "), "{reply}");
+                }
+                "taken" => {
+                    let reply = client.content("a\r\n").await;
+                    assert!(reply.starts_with("250 "), "{reply}");
+                }
+                _ => {}
+            }
+            drop(client);
+            // the clock is paused: this returns once everybody else waits
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        assert_eq!(site.edge.memory.free(), free, "{ending}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn nothing_is_held_beyond_the_budget() {
     let site = Site::with_memory(1 << 20);
     let free = site.edge.memory.free();
