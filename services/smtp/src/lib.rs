@@ -12,6 +12,7 @@
 //! * [`parameters`]: what MAIL and RCPT may ask for
 //! * [`session`]: which command is legal now, without I/O
 //! * [`content`]: the content between 354 and the final dot, without I/O
+//! * `quoted`: what the log says of a line that was refused
 //! * `wire`, `pace`: the stream's buffers, and how slow it may be
 //! * [`server`]: the loop that ties them to a connection
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
@@ -23,6 +24,7 @@ pub mod options;
 mod pace;
 pub mod parameters;
 pub mod proxy;
+mod quoted;
 pub mod server;
 pub mod session;
 mod wire;

@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backend::{Abort, Backend, End, Peer, Phase, TlsSession, Transaction};
 use crate::command::{self, Refusal};
 use crate::options::Options;
+use crate::quoted::quoted;
 use crate::session::{
     Action, Misdeeds, Patience, Security, Session, bad_sequence, greeting_lines, too_many_errors,
 };
@@ -241,29 +242,44 @@ where
             self.greet().await?;
         }
         loop {
-            let action = match self.line().await? {
-                Line::Complete(line) => match command::parse(&line) {
-                    Ok(command) => {
-                        if command.ends_group() {
-                            self.must_be_last().await?;
-                        }
-                        self.session.on_command(command, self.surroundings.options)
-                    }
-                    Err(refusal) => self.session.on_refusal(refusal),
-                },
-                Line::TooLong => self.session.on_refusal(Refusal::TooLong),
+            let (action, reason) = match self.line().await? {
+                Line::Complete(line) => self.heard(&line).await?,
+                Line::TooLong => (
+                    self.session.on_refusal(Refusal::TooLong),
+                    "a line of over 1 KiB".to_owned(),
+                ),
                 Line::Malformed => {
-                    return self.refuse_and_close(Phase::Command, Refusal::Syntax.reply());
+                    let reason = quoted(&self.wire.input, self.session.is_guarded());
+                    let rejection = Rejection::new(Refusal::Syntax.reply(), reason);
+                    return self.refuse_and_close(Phase::Command, rejection);
                 }
                 Line::Endless => {
-                    return self.refuse_and_close(
-                        Phase::Command,
-                        Reply::new(421, (4, 7, 0), "line too long"),
-                    );
+                    let reply = Reply::new(421, (4, 7, 0), "line too long");
+                    let rejection = Rejection::new(reply, "a line without an end");
+                    return self.refuse_and_close(Phase::Command, rejection);
                 }
             };
-            self.act(action).await?;
+            self.act(action, reason).await?;
         }
+    }
+
+    /// What a line leads to; if to a refusal, with what the log says of the line.
+    async fn heard(&mut self, line: &[u8]) -> Flow<(Action<Held<B>>, String)> {
+        let guarded = self.session.is_guarded();
+        let action = match command::parse(line) {
+            Ok(command) => {
+                if command.ends_group() {
+                    self.must_be_last().await?;
+                }
+                let options = self.surroundings.options;
+                self.session.on_command(command, options)
+            }
+            Err(refusal) => self.session.on_refusal(refusal),
+        };
+        if action.is_refusal() {
+            return Ok((action, quoted(line, guarded)));
+        }
+        Ok((action, String::new()))
     }
 
     async fn greet(&mut self) -> Flow<()> {
@@ -295,11 +311,16 @@ where
             .await
     }
 
-    async fn act(&mut self, action: Action<Held<B>>) -> Flow<()> {
+    /// Carries out what a command leads to; `reason` is for the log, if that is a refusal.
+    async fn act(&mut self, action: Action<Held<B>>, reason: String) -> Flow<()> {
         match action {
             Action::Reply { reply, abandoned } => {
                 abort(abandoned, Abort::Reset);
-                self.answer(Phase::Command, reply).await
+                if reply.is_positive() {
+                    return self.push(&reply).await;
+                }
+                self.reject(Phase::Command, Rejection::new(reply, reason))
+                    .await
             }
             Action::Greet { client, abandoned } => {
                 abort(abandoned, Abort::Reset);
@@ -349,7 +370,8 @@ where
                     Phase::Command
                 };
                 abort(abandoned, Abort::Refused);
-                Box::pin(self.discard(chunk, phase, reply.into())).await
+                let rejection = Rejection::new(reply, reason);
+                Box::pin(self.discard(chunk, phase, rejection)).await
             }
             Action::StartTls => {
                 self.push(&Reply::new(220, (2, 0, 0), "ready to start TLS"))
@@ -374,7 +396,7 @@ where
                     self.surroundings.backend.rejected(
                         self.peer,
                         Phase::Command,
-                        &reply.clone().into(),
+                        &Rejection::new(reply.clone(), reason),
                     );
                 }
                 self.push(&reply).await?;
@@ -419,14 +441,6 @@ where
             return self.refuse_and_close(Phase::Command, early());
         }
         Ok(())
-    }
-
-    /// Sends the reply to a command, which may be a refusal.
-    async fn answer(&mut self, phase: Phase<'_>, reply: Reply) -> Flow<()> {
-        if reply.is_positive() {
-            return self.push(&reply).await;
-        }
-        self.reject(phase, reply.into()).await
     }
 
     /// Counts a refusal, has it logged and sends it.

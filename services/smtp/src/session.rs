@@ -120,6 +120,16 @@ pub enum Action<T> {
 }
 
 impl<T> Action<T> {
+    /// True if the client is refused what it asked for, without the backend having been asked.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Action::Reply { reply, .. }
+            | Action::Discard { reply, .. }
+            | Action::Close { reply, .. } => !reply.is_positive(),
+            _ => false,
+        }
+    }
+
     fn reply(reply: Reply) -> Action<T> {
         Action::Reply {
             reply,
@@ -153,6 +163,9 @@ pub struct Session<T> {
     misdeeds: Misdeeds,
     /// How long the client has been waited for since MAIL.
     waited: Duration,
+    /// DATA, AUTH or a line nobody has read was refused: what follows may be a body or a password, sent by a client that does
+    /// not listen.
+    guarded: bool,
 }
 
 impl<T> Session<T> {
@@ -164,6 +177,7 @@ impl<T> Session<T> {
             extended: false,
             misdeeds,
             waited: Duration::ZERO,
+            guarded: false,
         }
     }
 
@@ -184,21 +198,34 @@ impl<T> Session<T> {
         if self.misdeeds.junk > options.junk_commands_max {
             return Action::refuse_and_close(too_many_errors(), self.take_transaction());
         }
+        let is_data = command == Command::Data;
         let state = std::mem::replace(&mut self.state, State::Connected);
         let (state, action) = state.on_command(command, self.security, self.extended, options);
         if let Action::Greet { client, .. } = &action {
             self.extended = client.extended;
         }
+        self.guarded |= is_data && action.is_refusal();
         self.state = state;
         action
     }
 
     /// What a line that is no command leads to.
     pub fn on_refusal(&mut self, refusal: Refusal) -> Action<T> {
+        self.guarded |= matches!(refusal, Refusal::NotOffered | Refusal::TooLong);
         if refusal.closes() {
             return Action::refuse_and_close(refusal.reply(), self.take_transaction());
         }
         Action::reply(refusal.reply())
+    }
+
+    /// The backend has refused DATA.
+    pub fn data_refused(&mut self) {
+        self.guarded = true;
+    }
+
+    /// Whether the next line may be a body or a password, which the log must not have.
+    pub fn is_guarded(&self) -> bool {
+        self.guarded
     }
 
     /// The backend has accepted MAIL, which said SMTPUTF8 or not.

@@ -22,6 +22,7 @@ where
     /// DATA: 354, the content, and what became of it.
     pub(super) async fn data(&mut self, mut transaction: Held<B>) -> Flow<()> {
         if let Err(rejection) = transaction.data().await {
+            self.session.data_refused();
             let rejection = transaction.about(rejection);
             transaction.abort(Abort::Refused);
             return self.reject(Phase::Data, rejection).await;

@@ -6,6 +6,7 @@ mod command;
 mod content;
 mod dialogue;
 mod limits;
+mod log;
 mod model;
 mod pipelining;
 mod reports;

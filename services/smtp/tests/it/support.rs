@@ -45,6 +45,7 @@ pub struct Record {
     pub rejected_client: Option<String>,
     pub ended: Vec<End>,
     pub handshakes_failed: Vec<String>,
+    pub reasons: Vec<String>,
     pub asked: usize,
     pub chunk_bytes_max: usize,
     pub bytes: usize,
@@ -74,6 +75,11 @@ impl Edge {
 
     pub fn rejected(&self) -> Vec<String> {
         self.0.lock().unwrap().rejected.clone()
+    }
+
+    /// What the log says of refused lines.
+    pub fn reasons(&self) -> Vec<String> {
+        self.0.lock().unwrap().reasons.clone()
     }
 
     pub fn handshakes_failed(&self) -> Vec<String> {
@@ -150,6 +156,7 @@ impl Backend for Edge {
         let mut record = self.0.lock().unwrap();
         record.rejected_client = peer.client.as_ref().map(|client| client.name.to_string());
         record.rejected.push(format!("{phase}: {reply}"));
+        record.reasons.push(rejection.reason.clone());
     }
 
     fn handshake_failed(&self, _: &Peer, cause: &str) {
