@@ -168,6 +168,10 @@ impl Backend for EdgeBackend {
         maillog::rejected(line);
     }
 
+    fn tolerated(&self, peer: &Peer, what: &str, line: &str) {
+        observed::tolerated(peer, what, line);
+    }
+
     fn handshake_failed(&self, peer: &Peer, cause: &str) {
         observed::handshake_failed(peer, cause);
     }

@@ -58,6 +58,23 @@ impl Observed {
 /// Lines about handshakes that failed, which anybody can cause by connecting.
 static HANDSHAKES: Sparing = Sparing::new(10, Duration::from_secs(1));
 
+/// Lines about what breaks the grammar and does no harm, which anybody can send.
+static TOLERATED: Sparing = Sparing::new(10, Duration::from_secs(1));
+
+/// Says what was put up with, so that a postmaster can tell whoever sends it.
+pub(crate) fn tolerated(peer: &Peer, what: &str, line: &str) {
+    if let Some(left_out) = TOLERATED.line() {
+        tracing::info!(
+            session = peer.session,
+            peer = %peer.address,
+            what,
+            line,
+            left_out,
+            "put up with bad syntax"
+        );
+    }
+}
+
 /// Says that a peer and we did not come to TLS, and why: a certificate that a client does not trust is seen here only.
 pub(crate) fn handshake_failed(peer: &Peer, cause: &str) {
     if let Some(left_out) = HANDSHAKES.line() {

@@ -10,13 +10,15 @@
 //! ```
 //! The parameters are in [`crate::parameters`].
 //! The space after the colon is not in the RFC; too many clients send it to refuse it. A host-name is looser than RFC
-//! 5321's Domain (any atom characters), because the machines that get theirs wrong are many and nothing is decided by it,
-//! but it can never break out of a Received field.
+//! 5321's Domain, see [`ClientName`], because the machines that get theirs wrong are many and nothing is decided by it,
+//! but it can never break out of a Received field. An ENVID or ORCPT that breaks its syntax is left out, for it serves
+//! reports only. [`Command::tolerated`] says what was put up with.
 //!
 //! Not offered, and refused with 502: AUTH, EXPN, ETRN, TURN and the X commands. A parameter of an extension that was not
 //! offered is refused with 555. After a malformed BDAT nobody knows where the next command begins: the session is closed.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 
 use hikyaku_mail::path::{self, ForwardPath, ReversePath};
 use hikyaku_mail::reply::Reply;
@@ -70,6 +72,20 @@ impl Command {
             Command::Ehlo(_) | Command::Helo(_) | Command::Data | Command::StartTls
         )
     }
+
+    /// What in it breaks the grammar and was put up with, for the log.
+    pub fn tolerated(&self) -> Option<&'static str> {
+        match self {
+            Command::Ehlo(name) | Command::Helo(name) if name.is_odd() => {
+                Some("the client's name is no host name")
+            }
+            Command::Mail(mail) if mail.envelope_id_lost => Some("ENVID is malformed, left out"),
+            Command::Rcpt(rcpt) if rcpt.original_recipient_lost => {
+                Some("ORCPT is malformed, left out")
+            }
+            _ => None,
+        }
+    }
 }
 
 /// The arguments of MAIL.
@@ -87,6 +103,8 @@ pub struct MailParameters {
     pub ret: Option<Return>,
     /// The sender's name for the mail, for reports (RFC 3461): decoded, printable ASCII.
     pub envelope_id: Option<String>,
+    /// There was one, and it broke the syntax.
+    pub envelope_id_lost: bool,
 }
 
 /// The arguments of RCPT.
@@ -98,7 +116,9 @@ pub struct RcptParameters {
     pub notify: Option<Notify>,
     /// The address the sender wrote, with its type in front (RFC 3461): decoded, printable ASCII, e.g. `rfc822;a@b`.
     pub original_recipient: Option<String>,
-    /// It was written with characters outside ASCII, which only a mail with SMTPUTF8 may have.
+    /// There was one, and it broke the syntax.
+    pub original_recipient_lost: bool,
+    /// The path was written with characters outside ASCII, which only a mail with SMTPUTF8 may have.
     pub utf8: bool,
 }
 
@@ -111,7 +131,8 @@ pub struct Chunk {
     pub last: bool,
 }
 
-/// The argument of EHLO or HELO: an address literal, or 1 to 255 atom characters and dots.
+/// The argument of EHLO or HELO: an address literal, or 1 to 255 octets of atom characters, dots, colons, spaces and visible
+/// characters outside ASCII. Clients send bare IPv6 addresses, names with spaces, and names of their own language.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientName(String);
 
@@ -121,12 +142,23 @@ impl ClientName {
         &self.0
     }
 
+    /// True if it is neither a host name nor an address literal.
+    pub fn is_odd(&self) -> bool {
+        !self.0.is_ascii() || path::normal_domain(&self.0).is_err()
+    }
+
     fn parse(text: &str) -> Option<ClientName> {
-        let is_name =
-            |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~.".contains(&byte);
+        let is_name = |letter: char| {
+            letter.is_ascii_alphanumeric()
+                || "!#$%&'*+-/=?^_`{|}~.: ".contains(letter)
+                || path::is_visible(letter)
+        };
         let fits = match text.strip_prefix('[') {
-            Some(_) => text.ends_with(']') && path::normal_domain(text).is_ok(),
-            None => text.bytes().all(is_name),
+            Some(rest) => rest.strip_suffix(']').is_some_and(|inside| {
+                // also an IPv6 address without its tag
+                path::normal_domain(text).is_ok() || inside.parse::<Ipv6Addr>().is_ok()
+            }),
+            None => text.chars().all(is_name),
         };
         (fits && (1..=CLIENT_NAME_BYTES_MAX).contains(&text.len()))
             .then(|| ClientName(text.to_owned()))
@@ -280,7 +312,7 @@ fn printable(argument: &[u8], command: Command) -> Result<Command, Refusal> {
 }
 
 fn client_name(argument: &[u8]) -> Result<ClientName, Refusal> {
-    let text = ascii(argument, Refusal::ClientName)?;
+    let text = std::str::from_utf8(argument).map_err(|_| Refusal::ClientName)?;
     ClientName::parse(text.trim_start_matches(' ')).ok_or(Refusal::ClientName)
 }
 
@@ -294,13 +326,13 @@ fn mail(argument: &str) -> Result<Command, Refusal> {
             "SIZE" => parameters::once(&mut size, value, parameters::size)?,
             "BODY" => parameters::once(&mut body, value, parameters::body_type)?,
             "RET" => parameters::once(&mut ret, value, parameters::ret)?,
-            "ENVID" => parameters::once(&mut envelope_id, value, parameters::envelope_id)?,
+            "ENVID" => parameters::once_or_lost(&mut envelope_id, value, parameters::envelope_id)?,
             "SMTPUTF8" if value.is_none() && !smtputf8 => smtputf8 = true,
             "SMTPUTF8" => return Err(Refusal::Argument),
             _ => return Err(Refusal::Parameter),
         }
     }
-    if !smtputf8 && !argument.is_ascii() {
+    if !smtputf8 && !before(argument, parameters).is_ascii() {
         return Err(Refusal::NotAscii);
     }
     let reverse_path = ReversePath::parse(inside).map_err(|_| Refusal::ReversePath)?;
@@ -310,7 +342,8 @@ fn mail(argument: &str) -> Result<Command, Refusal> {
         body,
         smtputf8,
         ret,
-        envelope_id,
+        envelope_id_lost: envelope_id == Some(None),
+        envelope_id: envelope_id.flatten(),
     }))
 }
 
@@ -326,7 +359,7 @@ fn rcpt(argument: &str) -> Result<Command, Refusal> {
         let (keyword, value) = parameter?;
         match keyword.as_str() {
             "NOTIFY" => parameters::once(&mut notify, value, parameters::notify)?,
-            "ORCPT" => parameters::once(
+            "ORCPT" => parameters::once_or_lost(
                 &mut original_recipient,
                 value,
                 parameters::original_recipient,
@@ -337,8 +370,9 @@ fn rcpt(argument: &str) -> Result<Command, Refusal> {
     Ok(Command::Rcpt(RcptParameters {
         forward_path,
         notify,
-        original_recipient,
-        utf8: !argument.is_ascii(),
+        original_recipient_lost: original_recipient == Some(None),
+        original_recipient: original_recipient.flatten(),
+        utf8: !before(argument, parameters).is_ascii(),
     }))
 }
 
@@ -368,6 +402,11 @@ fn vrfy(argument: &[u8]) -> Result<Command, Refusal> {
         }
     }
     printable(argument, Command::Vrfy)
+}
+
+/// `argument` without the parameters that end it.
+fn before<'a>(argument: &'a str, parameters: &str) -> &'a str {
+    argument.strip_suffix(parameters).unwrap_or(argument)
 }
 
 /// Cuts ` FROM:<...>` or ` TO:<...>` into the path's inside and the parameters, which begin with a space if there are any.

@@ -10,7 +10,8 @@
 //! | `NOTIFY=` NEVER / 1#( SUCCESS / FAILURE / DELAY ) | RCPT | 3461 section 4.1 |
 //! | `ORCPT=` addr-type ";" xtext, at most 500 octets | RCPT | 3461 section 4.2, 6533 section 3 |
 //!
-//! Each at most once. ENVID and ORCPT are kept decoded: printable ASCII, so that neither can end a line in a report.
+//! Each at most once. ENVID and ORCPT are kept decoded: printable ASCII, so that neither can end a line in a report. One
+//! that breaks its syntax is lost, and the mail or the recipient is taken without it: senders write `=` and raw addresses there.
 //! Characters outside ASCII that an ORCPT of type `utf-8` may hold are kept as `\x{HEX}` (RFC 6533).
 
 use std::fmt;
@@ -97,6 +98,9 @@ pub(crate) fn cut(
         .map(keyword_and_value)
 }
 
+/// Parameters that a command is taken without if their value is malformed.
+const DISPENSABLE: [&str; 2] = ["ENVID", "ORCPT"];
+
 /// esmtp-keyword ["=" esmtp-value]; RFC 6531 section 3.3 adds characters outside ASCII to esmtp-value.
 fn keyword_and_value(parameter: &str) -> Result<(String, Option<&str>), Refusal> {
     let (keyword, value) = match parameter.split_once('=') {
@@ -113,8 +117,10 @@ fn keyword_and_value(parameter: &str) -> Result<(String, Option<&str>), Refusal>
                 .bytes()
                 .all(|byte| matches!(byte, 33..=60 | 62..=126 | 128..))
     };
-    if is_keyword && value.is_none_or(is_value) {
-        Ok((keyword.to_ascii_uppercase(), value))
+    let keyword = keyword.to_ascii_uppercase();
+    let is_dispensable = DISPENSABLE.contains(&keyword.as_str());
+    if is_keyword && (is_dispensable || value.is_none_or(is_value)) {
+        Ok((keyword, value))
     } else {
         Err(Refusal::Argument)
     }
@@ -130,6 +136,19 @@ pub(crate) fn once<T>(
         return Err(Refusal::Argument);
     }
     *slot = Some(parse(value.ok_or(Refusal::Argument)?)?);
+    Ok(())
+}
+
+/// Sets a parameter that may be given once; to nothing if its value is missing or malformed.
+pub(crate) fn once_or_lost<T>(
+    slot: &mut Option<Option<T>>,
+    value: Option<&str>,
+    parse: impl FnOnce(&str) -> Result<T, Refusal>,
+) -> Result<(), Refusal> {
+    if slot.is_some() {
+        return Err(Refusal::Argument);
+    }
+    *slot = Some(value.and_then(|value| parse(value).ok()));
     Ok(())
 }
 
@@ -162,7 +181,7 @@ pub(crate) fn ret(value: &str) -> Result<Return, Refusal> {
 }
 
 pub(crate) fn envelope_id(value: &str) -> Result<String, Refusal> {
-    if value.len() > ENVELOPE_ID_BYTES_MAX {
+    if value.is_empty() || value.len() > ENVELOPE_ID_BYTES_MAX {
         return Err(Refusal::Argument);
     }
     xtext(value)

@@ -266,18 +266,23 @@ where
     /// What a line leads to; if to a refusal, with what the log says of the line.
     async fn heard(&mut self, line: &[u8]) -> Flow<(Action<Held<B>>, String)> {
         let guarded = self.session.is_guarded();
-        let action = match command::parse(line) {
+        let (action, tolerated) = match command::parse(line) {
             Ok(command) => {
                 if command.ends_group() {
                     self.must_be_last().await?;
                 }
+                let tolerated = command.tolerated();
                 let options = self.surroundings.options;
-                self.session.on_command(command, options)
+                (self.session.on_command(command, options), tolerated)
             }
-            Err(refusal) => self.session.on_refusal(refusal),
+            Err(refusal) => (self.session.on_refusal(refusal), None),
         };
         if action.is_refusal() {
             return Ok((action, quoted(line, guarded)));
+        }
+        if let Some(what) = tolerated {
+            let line = quoted(line, guarded);
+            self.surroundings.backend.tolerated(self.peer, what, &line);
         }
         Ok((action, String::new()))
     }

@@ -77,9 +77,14 @@ fn round_trip(data: &[u8], mut command: Command) {
     let text = written(&command);
     // whatever a command holds goes into log lines, headers and other servers' commands
     assert!(!text.chars().any(char::is_control), "{text:?}");
-    if let Command::Rcpt(rcpt) = &mut command {
-        // an original recipient is kept in ASCII, whatever it was written in
-        rcpt.utf8 = !text.is_ascii();
+    match &mut command {
+        Command::Mail(mail) => mail.envelope_id_lost = false,
+        Command::Rcpt(rcpt) => {
+            rcpt.original_recipient_lost = false;
+            // a domain is kept in A-labels, whatever it was written in
+            rcpt.utf8 = !text.is_ascii();
+        }
+        _ => {}
     }
     match parse(text.as_bytes()) {
         Ok(again) => assert_eq!(again, command, "{text}"),

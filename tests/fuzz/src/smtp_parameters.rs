@@ -1,6 +1,6 @@
 //! ENVID and ORCPT (RFC 3461 section 4, RFC 6533 section 3) against a plain reading of the grammar.
 
-use hikyaku_smtp::command::{Command, parse};
+use hikyaku_smtp::command::{Command, Refusal, parse};
 
 use crate::memory::bounded;
 
@@ -11,10 +11,7 @@ pub fn run(data: &[u8]) {
         return;
     };
     // what would end the value is no part of one
-    if value
-        .bytes()
-        .any(|octet| octet <= b' ' || octet == b'=' || octet == 127)
-    {
+    if value.bytes().any(|octet| octet <= b' ' || octet == 127) {
         return;
     }
     let line = match which % 4 {
@@ -23,12 +20,14 @@ pub fn run(data: &[u8]) {
         2 => format!("RCPT TO:<a@b> ORCPT=rfc822;{value}"),
         _ => format!("RCPT TO:<a@b> ORCPT=utf-8;{value}"),
     };
-    let found = bounded(line.len(), 64, || parse(line.as_bytes())).ok();
-    let found = found.and_then(|command| match command {
-        Command::Mail(mail) => mail.envelope_id,
-        Command::Rcpt(rcpt) => rcpt.original_recipient,
+    let (found, lost) = match bounded(line.len(), 64, || parse(line.as_bytes())) {
+        Ok(Command::Mail(mail)) => (mail.envelope_id, mail.envelope_id_lost),
+        Ok(Command::Rcpt(rcpt)) => (rcpt.original_recipient, rcpt.original_recipient_lost),
+        // whatever the value, the mail and the recipient are taken
+        Err(Refusal::TooLong) => return,
         other => panic!("{line} is {other:?}"),
-    });
+    };
+    assert_eq!(found.is_none(), lost);
     let (given, expected) = match which % 4 {
         0 => (value.to_owned(), envelope_id(value)),
         1 => (value.to_owned(), original_recipient(value)),

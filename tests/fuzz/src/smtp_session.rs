@@ -152,6 +152,8 @@ impl Backend for Edge {
 
     fn rejected(&self, _: &Peer, _: Phase<'_>, _: &Rejection) {}
 
+    fn tolerated(&self, _: &Peer, _: &str, _: &str) {}
+
     fn handshake_failed(&self, _: &Peer, _: &str) {}
 
     fn ended(&self, _: &Peer, _: End) {}

@@ -197,7 +197,7 @@ async fn refused_commands_say_why() {
         ("MAIL FROM:<a@example.com> SIZE=abc", "501 5.5.4"),
         ("MAIL FROM:<a@example.com> SIZE=1 SIZE=1", "501 5.5.4"),
         ("MAIL FROM:<a@example.com> RET=XX", "501 5.5.4"),
-        ("MAIL FROM:<a@example.com> ENVID=+0D+0A", "501 5.5.4"),
+        ("MAIL FROM:<a@example.com> ENVID=a ENVID=b", "501 5.5.4"),
         ("MAIL FROM:<a@example.com> REQUIRETLS", "555 5.5.4"),
         ("MAIL FROM:<a@example.com> BODY=BINARYMIME", "555 5.5.4"),
         ("MAIL FROM:<a@example.com> SIZE=52428800", "250 2.1.0"),

@@ -1,4 +1,4 @@
-//! What the log hears of lines that are refused.
+//! What the log hears of lines that are refused, and of what is put up with.
 
 use crate::support::Rig;
 
@@ -79,4 +79,34 @@ async fn passwords_and_bodies_are_not() {
     client.say("DATA", "451 ").await;
     client.say("Dear Bob", "500 5.5.1").await;
     assert_eq!(rig.edge.reasons(), ["", "a line of 8 octets"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_put_up_with_is_in_the_log() {
+    let rig = Rig::new();
+    let mut client = rig.connect();
+    client.hear("220 ").await;
+    client.say("EHLO my pc", "250-").await;
+    client.say("RCPT TO:<b@example.jp> ORCPT=x", "503 ").await;
+    client
+        .say("MAIL FROM:<a@example.com> ENVID=a=b", "250 ")
+        .await;
+    client
+        .say("RCPT TO:<b@example.jp> ORCPT=rfc822;a=b@c", "250 ")
+        .await;
+    client.say("DATA", "354 ").await;
+    client.send("x\r\n.\r\n").await;
+    client.hear("250 ").await;
+    assert_eq!(
+        rig.edge.tolerated(),
+        [
+            "the client's name is no host name: EHLO my pc",
+            "ENVID is malformed, left out: MAIL FROM:<a@example.com> ENVID=a=b",
+            "ORCPT is malformed, left out: RCPT TO:<b@example.jp> ORCPT=rfc822;a=b@c",
+        ]
+    );
+    let stored = rig.edge.stored();
+    assert_eq!(stored[0].recipients, ["<b@example.jp>"]);
+    assert_eq!(stored[0].reports, [" "]);
+    assert_eq!(stored[0].client, "my pc");
 }

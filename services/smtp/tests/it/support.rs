@@ -46,6 +46,7 @@ pub struct Record {
     pub ended: Vec<End>,
     pub handshakes_failed: Vec<String>,
     pub reasons: Vec<String>,
+    pub tolerated: Vec<String>,
     pub asked: usize,
     pub chunk_bytes_max: usize,
     pub bytes: usize,
@@ -80,6 +81,10 @@ impl Edge {
     /// What the log says of refused lines.
     pub fn reasons(&self) -> Vec<String> {
         self.0.lock().unwrap().reasons.clone()
+    }
+
+    pub fn tolerated(&self) -> Vec<String> {
+        self.0.lock().unwrap().tolerated.clone()
     }
 
     pub fn handshakes_failed(&self) -> Vec<String> {
@@ -157,6 +162,11 @@ impl Backend for Edge {
         record.rejected_client = peer.client.as_ref().map(|client| client.name.to_string());
         record.rejected.push(format!("{phase}: {reply}"));
         record.reasons.push(rejection.reason.clone());
+    }
+
+    fn tolerated(&self, _: &Peer, what: &str, line: &str) {
+        let mut record = self.0.lock().unwrap();
+        record.tolerated.push(format!("{what}: {line}"));
     }
 
     fn handshake_failed(&self, _: &Peer, cause: &str) {
