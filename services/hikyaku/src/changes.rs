@@ -119,6 +119,7 @@ impl Changes {
             command_timeout,
             data_timeout,
             greet_delay,
+            bare_lf_in_chunks,
         } = old;
         self.restart("smtp.listen", listen, &new.listen);
         self.restart("smtp.listen_tls", listen_tls, &new.listen_tls);
@@ -152,6 +153,11 @@ impl Changes {
         );
         self.live("smtp.data_timeout", data_timeout, &new.data_timeout);
         self.live("smtp.greet_delay", greet_delay, &new.greet_delay);
+        self.live(
+            "smtp.bare_lf_in_chunks",
+            bare_lf_in_chunks,
+            &new.bare_lf_in_chunks,
+        );
     }
 
     fn pop3(&mut self, old: &Pop3, new: &Pop3) {

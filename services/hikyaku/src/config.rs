@@ -109,6 +109,18 @@ pub struct Smtp {
     pub data_timeout: Interval,
     /// Silence before the banner.
     pub greet_delay: Interval,
+    /// What becomes of a bare LF in a content in chunks.
+    pub bare_lf_in_chunks: BareLf,
+}
+
+/// `smtp.bare_lf_in_chunks`
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BareLf {
+    /// It is written as CRLF.
+    Crlf,
+    /// The mail is refused.
+    Refuse,
 }
 
 /// `[pop3]`
@@ -277,6 +289,7 @@ impl Default for Smtp {
             command_timeout: Interval(Duration::from_secs(300)),
             data_timeout: Interval(Duration::from_secs(180)),
             greet_delay: Interval(Duration::ZERO),
+            bare_lf_in_chunks: BareLf::Crlf,
         }
     }
 }

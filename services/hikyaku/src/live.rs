@@ -8,7 +8,7 @@ use hikyaku_serve::listen::{Gate, ListenLimits};
 use hikyaku_serve::tls::Material;
 use hikyaku_smtp::options::Options as SmtpOptions;
 
-use crate::config::Config;
+use crate::config::{BareLf, Config};
 
 /// One state of it.
 #[derive(Clone)]
@@ -30,6 +30,7 @@ impl Serving {
             content_bytes_max: config.smtp.message_bytes_max.0,
             recipients_max: config.smtp.recipients_max,
             greet_delay: config.smtp.greet_delay.0,
+            chunk_bare_lf_normalized: config.smtp.bare_lf_in_chunks == BareLf::Crlf,
             ..SmtpOptions::new(config.node.hostname.0.clone())
         }
         .with_deadlines(config.smtp.command_timeout.0, config.smtp.data_timeout.0);

@@ -1,8 +1,10 @@
 //! The content between 354 and the final dot (RFC 5321 sections 4.1.1.4 and 4.5.2), or in the chunks of BDAT (RFC 3030),
 //! octet-exact and without I/O.
 //!
-//! Only CRLF.CRLF ends the first; the second is counted, dots mean nothing in it, and it gets a CRLF if it ends without. A CR without LF, an LF without CR or a NUL anywhere makes the whole message refused, for no two
-//! servers agree on what such bytes mean and a forged message could hide behind them. What is handed out is clean: lines
+//! Only CRLF.CRLF ends the first; the second is counted, dots mean nothing in it, and it gets a CRLF if it ends without. A CR
+//! without LF, an LF without CR or a NUL anywhere makes the whole message refused, for no two servers agree on what such bytes
+//! mean and a forged message could hide behind them. In chunks nothing hides behind an LF: there it is written as CRLF, unless
+//! [`Options::chunk_bare_lf_normalized`] says otherwise. What is handed out is clean: lines
 //! ending in CRLF, dots unstuffed. It is cut from the input in as large pieces as there are, without copying.
 
 use hikyaku_mail::reply::Reply;
@@ -134,6 +136,8 @@ pub struct Scanner {
     hops: u32,
     content_bytes: u64,
     raw_bytes: u64,
+    /// A bare LF has become CRLF.
+    normalized: bool,
     fault: Option<Fault>,
     content_bytes_max: u64,
     raw_bytes_max: u64,
@@ -161,6 +165,7 @@ impl Scanner {
             hops: 0,
             content_bytes: 0,
             raw_bytes: 0,
+            normalized: false,
             fault: None,
             content_bytes_max: options.content_bytes_max,
             // a dot for each octet, and one line more to end on
@@ -181,6 +186,7 @@ impl Scanner {
     pub fn counted(options: &Options) -> Scanner {
         Scanner {
             dotted: false,
+            bare_lf_normalized: options.chunk_bare_lf_normalized,
             ..Scanner::new(options)
         }
     }
@@ -203,6 +209,11 @@ impl Scanner {
     /// Why the content is refused, as far as it is known. After a fault no more content is handed out.
     pub fn fault(&self) -> Option<Fault> {
         self.fault
+    }
+
+    /// True if a bare LF has become CRLF.
+    pub fn has_normalized(&self) -> bool {
+        self.normalized
     }
 
     /// Octets of content seen; handed out, unless there is a fault.
@@ -309,6 +320,7 @@ impl Scanner {
                 }
                 (Some(b'\r'), Some(_)) => self.bare(Fault::BareCr, end, &mut at),
                 (Some(b'\n'), _) if self.bare_lf_normalized => {
+                    self.normalized = true;
                     self.place = Place::Lf;
                     return self.take(input, end, end + 1);
                 }
@@ -630,7 +642,10 @@ mod tests {
     #[test]
     fn chunks_are_the_same_content_without_dots() {
         // B-20, B-21: what the dot-stuffed form gives, wherever the chunks are cut
-        let options = Options::new("mx.example.jp");
+        let options = Options {
+            chunk_bare_lf_normalized: false,
+            ..Options::new("mx.example.jp")
+        };
         for (text, expected) in [
             ("", Ok("")),
             ("a", Ok("a\r\n")),

@@ -19,6 +19,9 @@ pub struct Options {
     /// Turns a bare LF in a content into CRLF instead of refusing the message. For networks of our own whose senders are
     /// broken; the content still ends at CRLF.CRLF only.
     pub bare_lf_normalized: bool,
+    /// Turns a bare LF in a content in chunks into CRLF instead of refusing the message: such a content is counted, so no
+    /// line end can forge its end. See `docs/decisions/0009-bare-lf-in-chunks.md`.
+    pub chunk_bare_lf_normalized: bool,
     /// `Received` fields in one message before it counts as looping (RFC 5321 section 6.3).
     pub hops_max: u32,
     /// Octets of a message's header with its line ends; one field may be folded, all of it counts.
@@ -67,6 +70,7 @@ impl Options {
             content_bytes_max: 50 << 20,
             content_line_bytes_max: 64 << 10,
             bare_lf_normalized: false,
+            chunk_bare_lf_normalized: true,
             hops_max: 100,
             header_bytes_max: 256 << 10,
             header_field_bytes_max: 100 << 10,

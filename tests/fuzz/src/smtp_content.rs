@@ -38,6 +38,7 @@ pub fn run(data: &[u8]) {
 fn options(which: u8) -> Options {
     let product = Options {
         bare_lf_normalized: which & 2 != 0,
+        chunk_bare_lf_normalized: which & 2 != 0,
         ..Options::new("mx.example.jp")
     };
     if which & 4 == 0 {
@@ -119,12 +120,16 @@ fn reference_counted(stream: &[u8], options: &Options) -> Outcome {
 
 /// What `raw` is as a content: clean, or its gravest fault.
 pub(crate) fn judged(raw: &[u8], dotted: bool, options: &Options) -> Result<Vec<u8>, Fault> {
+    let bare_lf_normalized = match dotted {
+        true => options.bare_lf_normalized,
+        false => options.chunk_bare_lf_normalized,
+    };
     let mut clean = Vec::new();
     for (at, &octet) in raw.iter().enumerate() {
         let before = at.checked_sub(1).map(|before| raw[before]);
         match octet {
             b'\r' if raw.get(at + 1) != Some(&b'\n') => return Err(Fault::BareCr),
-            b'\n' if before != Some(b'\r') && !options.bare_lf_normalized => {
+            b'\n' if before != Some(b'\r') && !bare_lf_normalized => {
                 return Err(Fault::BareLf);
             }
             0 => return Err(Fault::Nul),

@@ -79,6 +79,11 @@ where
             return self.discard(chunk, Phase::Data, rejection).await;
         }
         let received = self.counted(chunk, &mut content).await;
+        let is_whole = chunk.last && matches!(received, Ok(Received::Whole));
+        if is_whole && content.scanner.has_normalized() {
+            let what = "bare LF in chunks, written as CRLF";
+            self.surroundings.backend.tolerated(self.peer, what, "");
+        }
         if chunk.last || !matches!(received, Ok(Received::Whole)) {
             return self.settle(content.transaction, received).await;
         }

@@ -73,7 +73,8 @@ async fn line_ends_across_chunks() {
         ("body\n", "", "550 5.5.2"),
         ("body\0", "", "550 5.6.0"),
     ] {
-        let rig = Rig::new();
+        let mut rig = Rig::new();
+        rig.options.chunk_bare_lf_normalized = false;
         let mut client = rig.connect();
         up_to_recipient(&mut client).await;
         client
@@ -91,6 +92,40 @@ async fn line_ends_across_chunks() {
         assert_eq!(client.reply().await, "closed");
         assert!(rig.edge.stored().is_empty());
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_bare_line_feed_in_a_chunk_ends_a_line_and_nothing_else() {
+    let rig = Rig::new();
+    let mut client = rig.connect();
+    up_to_recipient(&mut client).await;
+    let body = "Subject: x\n\r\none\n.\nMAIL FROM:<f@example.com>\r\n.\r\n";
+    let (first, rest) = body.split_at(11);
+    client.send(format!("BDAT 11\r\n{first}")).await;
+    client.hear("250 ").await;
+    client
+        .send(format!("BDAT {} LAST\r\n{rest}", rest.len()))
+        .await;
+    client.hear("250 2.0.0 queued").await;
+    let told = "bare LF in chunks, written as CRLF: ";
+    assert_eq!(rig.edge.tolerated(), [told]);
+    // DATA is where a second mail could hide behind it
+    mail(&mut client).await;
+    client.say("DATA", "354 ").await;
+    client.send("one\n.\n\r\n.\r\n").await;
+    client.hear("550 5.5.2").await;
+    assert_eq!(client.reply().await, "closed");
+    assert_eq!(
+        rig.edge.contents(),
+        ["Subject: x\r\n\r\none\r\n.\r\nMAIL FROM:<f@example.com>\r\n.\r\n"]
+    );
+    // a lone CR is refused all the same
+    let rig = Rig::new();
+    let mut client = rig.connect();
+    up_to_recipient(&mut client).await;
+    client.send("BDAT 5 LAST\r\na\rb\n\n").await;
+    client.hear("550 5.5.2").await;
+    assert!(rig.edge.stored().is_empty() && rig.edge.tolerated().is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -252,8 +252,8 @@ impl Model {
         if last && content.ends_with('\r') {
             content.push('-');
         }
-        let whole = content.replace("\r\n", "");
-        if whole.trim_end_matches('\r').contains(['\r', '\n']) {
+        let lines = content.replace("\r\n", "\n");
+        if lines.trim_end_matches('\r').contains('\r') {
             self.closed = true;
             return 550;
         }
@@ -265,6 +265,8 @@ impl Model {
             self.open = Some(open);
             return 250;
         }
+        // a bare LF ends a line too
+        let mut content = lines.replace('\n', "\r\n");
         if !content.is_empty() && !content.ends_with("\r\n") {
             content.push_str("\r\n");
         }
