@@ -6,8 +6,10 @@
 //! * [`line`]: command lines out of a byte stream
 //! * [`descriptors`]: as many as there may be
 //! * [`sparing`]: log lines that strangers can cause as often as they like
+//! * [`file`]: whole files of a bounded size
 //! * [`tls`]: certificates from files
 //! * [`validity`]: from when to when a certificate is valid
+//! * [`certificate`]: what a certificate and its key say of themselves
 //! * [`metrics`]: counters and histograms
 //! * [`trace`]: spans that belong to a mail's trace
 
@@ -16,7 +18,10 @@
     allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)
 )]
 
+pub mod certificate;
+mod der;
 pub mod descriptors;
+pub mod file;
 pub mod line;
 pub mod listen;
 pub mod metrics;

@@ -1,55 +1,16 @@
 //! From when to when a certificate is valid (RFC 5280 section 4.1.2.5): the one thing an operator is to be warned of in time.
 //!
-//! It reads just far enough into the DER (X.690) to find it and trusts no length. Whether the certificate is any good
-//! otherwise is rustls' business.
+//! Whether the certificate is any good otherwise is rustls' business.
+
+use crate::der::{SEQUENCE, any, element, from_issuer, skip};
 
 /// `notBefore` and `notAfter` of the certificate `der`, in seconds since 1970; `None` if this is no certificate.
 pub fn of_certificate(der: &[u8]) -> Option<(i64, i64)> {
-    const SEQUENCE: u8 = 0x30;
-    const VERSION: u8 = 0xa0;
-    let (certificate, _) = element(der, SEQUENCE)?;
-    let (mut fields, _) = element(certificate, SEQUENCE)?;
-    if fields.first() == Some(&VERSION) {
-        fields = skip(fields)?;
-    }
-    // serialNumber, signature, issuer
-    for _ in 0..3 {
-        fields = skip(fields)?;
-    }
-    let (validity, _) = element(fields, SEQUENCE)?;
+    let issuer = from_issuer(der)?;
+    let (validity, _) = element(skip(issuer)?, SEQUENCE)?;
     let (not_before, rest) = time(validity)?;
     let (not_after, _) = time(rest)?;
     Some((not_before, not_after))
-}
-
-/// The contents of the element at the start of `input`, and what follows it.
-fn any(input: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-    let (&tag, rest) = input.split_first()?;
-    let (&first, mut rest) = rest.split_first()?;
-    let mut length = usize::from(first);
-    if first & 0x80 != 0 {
-        let count = usize::from(first & 0x7f);
-        // an indefinite length is not DER; more than four octets of it are no certificate
-        if count == 0 || count > 4 {
-            return None;
-        }
-        let (octets, after) = rest.split_at_checked(count)?;
-        length = octets
-            .iter()
-            .fold(0, |length, octet| length << 8 | usize::from(*octet));
-        rest = after;
-    }
-    let (contents, after) = rest.split_at_checked(length)?;
-    Some((tag, contents, after))
-}
-
-fn element(input: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
-    let (found, contents, after) = any(input)?;
-    (found == tag).then_some((contents, after))
-}
-
-fn skip(input: &[u8]) -> Option<&[u8]> {
-    any(input).map(|(_, _, after)| after)
 }
 
 /// A `Time`: UTCTime `YYMMDDHHMMSSZ` up to 2049, GeneralizedTime `YYYYMMDDHHMMSSZ` beyond.
