@@ -1,13 +1,13 @@
 //! Log lines to standard error, with a filter that may change; traces to a collector, if they are asked for.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tracing_subscriber::filter::{EnvFilter, FilterExt, LevelFilter, filter_fn};
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::Registry;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::{LogFormat, Telemetry};
+use crate::config::{LogFormat, Telemetry, log_filter};
 use crate::lines::Lines;
 use crate::traces::Traces;
 
@@ -64,8 +64,12 @@ impl Logging {
 /// # Errors
 /// What is wrong with it.
 pub fn filter(config: &Telemetry) -> Result<EnvFilter> {
-    match std::env::var(ENVIRONMENT) {
-        Ok(text) if !text.is_empty() => EnvFilter::try_new(text).context(ENVIRONMENT),
-        _ => EnvFilter::try_new(&config.log_filter).context("telemetry.log_filter"),
+    let (from, text) = match std::env::var(ENVIRONMENT) {
+        Ok(text) if !text.is_empty() => (ENVIRONMENT, text),
+        _ => ("telemetry.log_filter", config.log_filter.clone()),
+    };
+    if let Some(why) = log_filter::fault(&text) {
+        bail!("{from}: {why}");
     }
+    EnvFilter::try_new(log_filter::normal(&text)).context(from)
 }

@@ -35,7 +35,7 @@ fn assert_refused(site: &Site, parts: &[&str]) {
 
 #[test]
 fn configuration_errors_name_file_line_key_and_what_is_allowed() {
-    let cases: [(&str, &str, &str, &[&str]); 13] = [
+    let cases: [(&str, &str, &str, &[&str]); 15] = [
         (
             "smtp",
             "lisen",
@@ -109,6 +109,27 @@ fn configuration_errors_name_file_line_key_and_what_is_allowed() {
             &["mbox.mbox2.shards", "belongs to mbox.mbox1"],
         ),
         ("node", "drain_timeout", "30", &["drain_timeout", "\"30s\""]),
+        (
+            "telemetry",
+            "log_filter",
+            "\"inof\"",
+            &[
+                "telemetry.log_filter",
+                "inof",
+                "off, error, warn, info, debug, trace",
+                "maillog",
+            ],
+        ),
+        (
+            "telemetry",
+            "log_filter",
+            "\"info,maillog=loud\"",
+            &[
+                "telemetry.log_filter",
+                "loud",
+                "off, error, warn, info, debug, trace",
+            ],
+        ),
     ];
     for (section, key, value, parts) in cases {
         let mut site = Site::new(Plan::sample());

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hikyaku_log::wal::SEGMENTS_LEAST;
 
-use crate::config::Config;
+use crate::config::{Config, log_filter};
 
 /// A segment holds the largest record, the shards' heads and room to truncate in.
 const SEGMENT_BYTES_LEAST: u64 = 2 << 20;
@@ -48,6 +48,10 @@ pub fn contradictions(config: &Config) -> Vec<Contradiction> {
     load_balancers(config, &mut wrong);
     single_values(config, &mut wrong);
     listeners(config, &mut wrong);
+    if let Some(why) = log_filter::fault(&config.telemetry.log_filter) {
+        let what = format!("telemetry.log_filter: {why}");
+        wrong.push(Contradiction::anywhere(what));
+    }
     limits(config, &mut wrong);
     wrong
 }
