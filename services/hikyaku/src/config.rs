@@ -3,6 +3,7 @@
 //! A file is read as a whole or not at all. What is wrong is said with file, line, key and what is allowed.
 
 mod contradictions;
+pub mod listeners;
 pub mod log_filter;
 mod values;
 

@@ -1,13 +1,14 @@
 //! The sockets of a node: SMTP, POP3, metrics, and the operator's. Each is open when its function returns, and answers with what
 //! it listens on, `smtp 127.0.0.1:25`.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use hikyaku_access::pop3::options::Tls as Pop3Tls;
 use hikyaku_access::pop3::server::{Pop3Deps, serve_pop3};
 use hikyaku_control::admin::AdminService;
@@ -19,16 +20,21 @@ use hikyaku_serve::tasks::Tasks;
 use hikyaku_smtp::backend::Peer;
 use hikyaku_smtp::proxy::{ProxyOptions, client_address};
 use hikyaku_smtp::server::{Tls as SmtpTls, serve_connection};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use rustix::net::sockopt::set_ipv6_v6only;
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener};
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
+use crate::config::listeners::{canonical, leaves_ipv4};
 use crate::live::Live;
 use crate::observe::Observed;
 use crate::operator::SOCKET;
 use crate::services::GRPC_BYTES_MAX;
+
+/// Connections that wait to be accepted at one address; the system may allow fewer.
+const BACKLOG: u32 = 4096;
 
 /// What every listener needs.
 pub struct Listeners<'a> {
@@ -45,7 +51,7 @@ impl Listeners<'_> {
     ///
     /// # Errors
     /// When an address cannot be listened on; says which.
-    pub async fn smtp(&self, edge: Arc<Edge>) -> Result<Vec<String>> {
+    pub fn smtp(&self, edge: Arc<Edge>) -> Result<Vec<String>> {
         let smtp = &self.config.smtp;
         let backend = Arc::new(EdgeBackend(edge));
         let sessions = Arc::new(AtomicU64::new(1));
@@ -54,7 +60,7 @@ impl Listeners<'_> {
         let covered = covered.map(|&address| ("smtps", address));
         let mut opened = Vec::new();
         for (name, address) in clear.chain(covered) {
-            let (listener, line) = bind(name, address).await?;
+            let (listener, line) = bind(self.config, name, address)?;
             opened.push(line);
             let proxied = smtp.proxy_protocol.get_ref().contains(&address);
             let gate = match proxied {
@@ -86,7 +92,7 @@ impl Listeners<'_> {
     ///
     /// # Errors
     /// When an address cannot be listened on; says which.
-    pub async fn pop3(&self, deps: Arc<Pop3Deps>) -> Result<Vec<String>> {
+    pub fn pop3(&self, deps: Arc<Pop3Deps>) -> Result<Vec<String>> {
         let pop3 = &self.config.pop3;
         let start_tls: fn(TlsAcceptor) -> Pop3Tls = Pop3Tls::StartTls;
         let implicit: fn(TlsAcceptor) -> Pop3Tls = Pop3Tls::Implicit;
@@ -101,7 +107,7 @@ impl Listeners<'_> {
             .map(|&address| ("pop3s", address, implicit));
         let mut opened = Vec::new();
         for (name, address, tls) in clear.chain(covered) {
-            let (listener, line) = bind(name, address).await?;
+            let (listener, line) = bind(self.config, name, address)?;
             opened.push(line);
             let (deps, live, drain) = (deps.clone(), self.live.clone(), self.tasks.draining());
             let gate = self.live.pop3_gate.clone();
@@ -128,11 +134,11 @@ impl Listeners<'_> {
     ///
     /// # Errors
     /// When the address cannot be listened on.
-    pub async fn metrics(&self, observed: Observed) -> Result<Option<String>> {
+    pub fn metrics(&self, observed: Observed) -> Result<Option<String>> {
         let Some(address) = self.config.telemetry.metrics_listen else {
             return Ok(None);
         };
-        let (listener, line) = bind("metrics", address).await?;
+        let (listener, line) = bind(self.config, "metrics", address)?;
         Arc::new(observed).serve(listener);
         Ok(Some(line))
     }
@@ -242,10 +248,31 @@ impl SmtpPort {
     }
 }
 
-async fn bind(name: &str, address: SocketAddr) -> Result<(TcpListener, String)> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("listening for {name} on {address}"))?;
+/// Listens on `address`, and answers the line that says so.
+fn bind(config: &Config, name: &str, address: SocketAddr) -> Result<(TcpListener, String)> {
+    let listener = open(config, canonical(address)).map_err(|error| {
+        let hint = match error.kind() {
+            ErrorKind::AddrInUse => "; another program has it (`ss -ltnp` says which)",
+            ErrorKind::PermissionDenied => "; ports below 1024 need CAP_NET_BIND_SERVICE",
+            ErrorKind::AddrNotAvailable => "; this machine has no such address",
+            _ if address.is_ipv6() => "; without IPv6 on this machine leave its addresses out",
+            _ => "",
+        };
+        anyhow!("listening for {name} on {address}: {error}{hint}")
+    })?;
     let bound = listener.local_addr()?;
     Ok((listener, format!("{name} {bound}")))
+}
+
+fn open(config: &Config, address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        set_ipv6_v6only(&socket, leaves_ipv4(config, address))?;
+    }
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }

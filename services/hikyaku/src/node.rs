@@ -222,13 +222,13 @@ impl Starting<'_> {
         };
         let quotas = self.quotas(&services);
         let edge = self.edge(&shards, &file, &blobs, quotas.clone());
-        let mut listeners = open.smtp(edge).await?;
-        listeners.extend(open.pop3(self.maildrops(&services, &file, &blobs)).await?);
+        let mut listeners = open.smtp(edge)?;
+        listeners.extend(open.pop3(self.maildrops(&services, &file, &blobs))?);
         let alarms = Alarms::default();
         let node_alarms = node_alarms(&alarms, &file, &shards, &queue, config);
         alarms::watch(self.tasks, node_alarms.clone());
         let observed = self.observed(&shards, &live, node_alarms.clone());
-        listeners.extend(open.metrics(observed).await?);
+        listeners.extend(open.metrics(observed)?);
         let socket = open.admin(AdminService {
             queues: Queues::new([Arc::new(LocalQueue(queue)) as Arc<dyn LedQueue>]),
             rcpt: rcpt_of(&file, quotas),

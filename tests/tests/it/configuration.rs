@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use hikyaku_tests::harness::binary::{Said, hikyaku};
 use hikyaku_tests::harness::server::Server;
-use hikyaku_tests::harness::site::{PASSWORD, Plan, Site, person};
+use hikyaku_tests::harness::site::{PASSWORD, Plan, Site, free_address, person};
 use hikyaku_tests::harness::talk::{read_mails, send_mail, wait_for_mails};
 use hikyaku_tests::harness::wait_for;
 
@@ -35,7 +35,7 @@ fn assert_refused(site: &Site, parts: &[&str]) {
 
 #[test]
 fn configuration_errors_name_file_line_key_and_what_is_allowed() {
-    let cases: [(&str, &str, &str, &[&str]); 15] = [
+    let cases: [(&str, &str, &str, &[&str]); 16] = [
         (
             "smtp",
             "lisen",
@@ -130,6 +130,16 @@ fn configuration_errors_name_file_line_key_and_what_is_allowed() {
                 "off, error, warn, info, debug, trace",
             ],
         ),
+        (
+            "smtp",
+            "listen",
+            "[\"0.0.0.0:9025\", \"127.0.0.1:9025\"]",
+            &[
+                "smtp.listen",
+                "127.0.0.1:9025 overlaps with 0.0.0.0:9025",
+                "write single addresses",
+            ],
+        ),
     ];
     for (section, key, value, parts) in cases {
         let mut site = Site::new(Plan::sample());
@@ -180,6 +190,51 @@ fn all_that_is_wrong_is_said_at_once() {
             "smtp.listen already",
         ],
     );
+}
+
+#[test]
+fn both_families_listen_on_one_port() {
+    let port = free_address().port();
+    let mut site = Site::new(Plan::sample());
+    site.configure(
+        "smtp",
+        "listen",
+        &format!("[\"[::]:{port}\", \"0.0.0.0:{port}\"]"),
+    );
+    let server = Server::configured(&site.config(), &site.log_file(), 3);
+    let server = server.unwrap_or_else(|why| panic!("{why}"));
+    for address in [format!("127.0.0.1:{port}"), format!("[::1]:{port}")] {
+        let reply = send_mail(
+            address.parse().unwrap(),
+            "",
+            &["bob@example.jp"],
+            "Subject: x\n",
+        );
+        assert!(reply.starts_with("250"), "{address}: {reply}");
+    }
+    drop(server);
+    // alone, the wildcard of IPv6 takes both
+    site.configure("smtp", "listen", &format!("[\"[::]:{port}\"]"));
+    let server = Server::configured(&site.config(), &site.log_file(), 2);
+    let mut server = server.unwrap_or_else(|why| panic!("{why}"));
+    for address in [format!("127.0.0.1:{port}"), format!("[::1]:{port}")] {
+        let reply = send_mail(
+            address.parse().unwrap(),
+            "",
+            &["bob@example.jp"],
+            "Subject: x\n",
+        );
+        assert!(reply.starts_with("250"), "{address}: {reply}");
+    }
+    // another process cannot have the port, and hears what to look at
+    let mut second = Site::new(Plan::sample());
+    second.configure("smtp", "listen", &format!("[\"[::]:{port}\"]"));
+    let why = Server::try_start(&second).unwrap_err();
+    assert!(
+        why.contains(&format!("[::]:{port}")) && why.contains("ss -ltnp"),
+        "{why}"
+    );
+    server.stop();
 }
 
 #[test]

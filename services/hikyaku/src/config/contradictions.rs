@@ -1,11 +1,11 @@
 //! What no single value of a configuration is to blame for: values that do not go together, and limits that nothing could work with.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use hikyaku_log::wal::SEGMENTS_LEAST;
 
+use crate::config::listeners::conflicts;
 use crate::config::{Config, log_filter};
 
 /// A segment holds the largest record, the shards' heads and room to truncate in.
@@ -47,7 +47,7 @@ pub fn contradictions(config: &Config) -> Vec<Contradiction> {
     tls(config, &mut wrong);
     load_balancers(config, &mut wrong);
     single_values(config, &mut wrong);
-    listeners(config, &mut wrong);
+    wrong.extend(conflicts(config).into_iter().map(Contradiction::anywhere));
     if let Some(why) = log_filter::fault(&config.telemetry.log_filter) {
         let what = format!("telemetry.log_filter: {why}");
         wrong.push(Contradiction::anywhere(what));
@@ -151,28 +151,6 @@ fn single_values(config: &Config, wrong: &mut Vec<Contradiction>) {
         wrong.push(Contradiction::anywhere(
             "telemetry.otlp_ratio: expected a number from 0 to 1",
         ));
-    }
-}
-
-/// An address is listened on once.
-fn listeners(config: &Config, wrong: &mut Vec<Contradiction>) {
-    let mut seen: BTreeMap<SocketAddr, &str> = BTreeMap::new();
-    let metrics: Vec<SocketAddr> = config.telemetry.metrics_listen.into_iter().collect();
-    for (key, listeners) in [
-        ("smtp.listen", &config.smtp.listen),
-        ("smtp.listen_tls", config.smtp.listen_tls.get_ref()),
-        ("pop3.listen", &config.pop3.listen),
-        ("pop3.listen_tls", config.pop3.listen_tls.get_ref()),
-        ("telemetry.metrics_listen", &metrics),
-    ] {
-        // port 0 is any free one
-        for &listener in listeners.iter().filter(|listener| listener.port() != 0) {
-            if let Some(other) = seen.insert(listener, key) {
-                wrong.push(Contradiction::anywhere(format!(
-                    "{key}: {listener} is in {other} already"
-                )));
-            }
-        }
     }
 }
 
