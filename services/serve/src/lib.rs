@@ -6,6 +6,7 @@
 //! * [`line`]: command lines out of a byte stream
 //! * [`descriptors`]: as many as there may be
 //! * [`sparing`]: log lines that strangers can cause as often as they like
+//! * [`output`]: lines that nobody waits for
 //! * [`file`]: whole files of a bounded size
 //! * [`tls`]: certificates from files
 //! * [`validity`]: from when to when a certificate is valid
@@ -25,6 +26,7 @@ pub mod file;
 pub mod line;
 pub mod listen;
 pub mod metrics;
+pub mod output;
 pub mod sparing;
 pub mod tasks;
 pub mod tls;

@@ -295,6 +295,13 @@ pub static BLOBS_DELETED: Family<1> = Family::new(
     [""],
 );
 
+/// Lines of the log for which there was no room.
+pub static LINES_LEFT_OUT: Family<1> = Family::new(
+    "hikyaku_lines_left_out_total",
+    "Lines of the log that were left out: standard error was not read in time",
+    [""],
+);
+
 /// Counts a refusal given in `phase` with reply code `code`.
 pub fn rejected(phase: &str, code: u16) {
     let class = if code >= 500 { "5xx" } else { "4xx" };
@@ -318,6 +325,7 @@ pub fn render(page: &mut String) {
     RELOADS.render(page);
     BLOBS.render(page);
     BLOBS_DELETED.render(page);
+    LINES_LEFT_OUT.render(page);
 }
 
 #[cfg(test)]
