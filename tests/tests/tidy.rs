@@ -324,3 +324,25 @@ fn nothing_is_left_half_done() {
         }
     }
 }
+
+#[test]
+fn nothing_prints_that_could_panic_over_a_closed_pipe() {
+    let own = |path: &PathBuf| {
+        let inside = path.strip_prefix(root()).unwrap();
+        let name = path.file_name().unwrap().to_string_lossy();
+        let is_test = name.contains("test") || name == "build.rs";
+        inside.starts_with("services") && !is_test && !inside.iter().any(|part| part == "examples")
+    };
+    for path in sources().iter().filter(|path| own(path)) {
+        for (number, line) in before_tests(path).iter().enumerate() {
+            for word in ["println!", "print!(", "eprintln!", "eprint!("] {
+                assert!(
+                    !line.contains(word),
+                    "{}:{}: {word} panics when nobody reads; see services/hikyaku/src/printing.rs",
+                    path.display(),
+                    number + 1
+                );
+            }
+        }
+    }
+}

@@ -1,12 +1,15 @@
 //! The machine's wall clock and randomness.
 
 use std::cell::RefCell;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hikyaku_shard::ambient::Ambient;
 
 /// Numbers asked of the system at once: a mail takes about ten.
 const NUMBERS: usize = 64;
+
+/// For the reason of an abort to be written.
+const LAST_LINE_WAIT: Duration = Duration::from_millis(200);
 
 thread_local! {
     static DRAWN: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
@@ -48,6 +51,8 @@ fn draw(drawn: &mut Vec<u64>) {
         // ids that repeat would lose mail; no system this runs on fails here after its start
         Err(error) => {
             tracing::error!(%error, "the system has no randomness; stopping");
+            // lines are written by a thread of their own
+            std::thread::sleep(LAST_LINE_WAIT);
             std::process::abort()
         }
     }

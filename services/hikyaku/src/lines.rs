@@ -40,27 +40,84 @@ where
             Level::DEBUG => "debug",
             Level::TRACE => "trace",
         };
-        let (begin, between, end) = match self {
-            Lines::Logfmt => ("ts=", "", "\n"),
-            Lines::Json => ("{\"ts\":\"", "\"", "}\n"),
-        };
-        writer.write_str(begin)?;
-        SystemTime.format_time(&mut writer)?;
-        writer.write_str(between)?;
-        let mut fields = Fields {
-            writer: &mut writer,
-            lines: *self,
-            message: true,
-            result: Ok(()),
-        };
-        fields.text("level", level);
-        fields.text("target", metadata.target());
+        let mut fields = self.begin(&mut writer, level, metadata.target())?;
         // the sentence first: it says which fields to expect
         event.record(&mut fields);
         fields.message = false;
         event.record(&mut fields);
         fields.result?;
-        writer.write_str(end)
+        writer.write_str(self.end())
+    }
+}
+
+/// A field of a line that is no event.
+#[derive(Clone, Copy, Debug)]
+pub enum Value<'a> {
+    /// Words.
+    Text(&'a str),
+    /// A count.
+    Number(u64),
+}
+
+impl Lines {
+    /// A line that is no event: what the log has to say of itself.
+    pub fn line(self, level: &str, message: &str, fields: &[(&str, Value<'_>)]) -> String {
+        let mut line = String::new();
+        // writing to a string does not fail
+        let _ = self.write_line(&mut line, level, message, fields);
+        line
+    }
+
+    fn write_line(
+        self,
+        line: &mut String,
+        level: &str,
+        message: &str,
+        fields: &[(&str, Value<'_>)],
+    ) -> fmt::Result {
+        let mut writer = Writer::new(line);
+        let mut written = self.begin(&mut writer, level, "hikyaku")?;
+        written.text("msg", message);
+        for (name, value) in fields {
+            match value {
+                Value::Text(text) => written.text(name, text),
+                Value::Number(number) => written.number(name, format_args!("{number}")),
+            }
+        }
+        written.result?;
+        writer.write_str(self.end())
+    }
+
+    /// Writes what every line begins with; the fields follow.
+    fn begin<'a, 'b>(
+        self,
+        writer: &'a mut Writer<'b>,
+        level: &str,
+        target: &str,
+    ) -> Result<Fields<'a, 'b>, fmt::Error> {
+        let (begin, between) = match self {
+            Lines::Logfmt => ("ts=", ""),
+            Lines::Json => ("{\"ts\":\"", "\""),
+        };
+        writer.write_str(begin)?;
+        SystemTime.format_time(writer)?;
+        writer.write_str(between)?;
+        let mut fields = Fields {
+            writer,
+            lines: self,
+            message: true,
+            result: Ok(()),
+        };
+        fields.text("level", level);
+        fields.text("target", target);
+        Ok(fields)
+    }
+
+    fn end(self) -> &'static str {
+        match self {
+            Lines::Logfmt => "\n",
+            Lines::Json => "}\n",
+        }
     }
 }
 
@@ -93,7 +150,12 @@ impl Fields<'_, '_> {
 
     /// A number or a truth value.
     fn bare(&mut self, field: &Field, value: fmt::Arguments<'_>) {
-        let Some(name) = self.name(field) else { return };
+        if let Some(name) = self.name(field) {
+            self.number(name, value);
+        }
+    }
+
+    fn number(&mut self, name: &str, value: fmt::Arguments<'_>) {
         self.result = match self.lines {
             Lines::Logfmt => write!(self.writer, " {name}={value}"),
             Lines::Json => write!(self.writer, ",\"{name}\":{value}"),
@@ -172,7 +234,7 @@ fn write_quoted(writer: &mut impl Write, text: &str) -> fmt::Result {
 
 #[cfg(test)]
 mod tests {
-    use super::{Lines, write_value};
+    use super::{Lines, Value, write_value};
     use std::io::{self, Write};
     use std::sync::{Arc, Mutex};
     use tracing_subscriber::fmt::MakeWriter;
@@ -240,6 +302,24 @@ mod tests {
         assert_eq!(
             rest,
             "level=info target=maillog msg=\"queued 1\" queue_id=abc size=7 peer=\"a\\nb\\u007f\" ok=true\n"
+        );
+    }
+
+    #[test]
+    fn a_line_of_the_log_about_itself_looks_like_the_others() {
+        let fields = [("why", Value::Text("a\nb")), ("left_out", Value::Number(7))];
+        let line = Lines::Logfmt.line("warn", "7 lines", &fields);
+        let (time, rest) = line.split_once(' ').unwrap();
+        assert!(time.starts_with("ts=2"), "{time}");
+        assert_eq!(
+            rest,
+            "level=warn target=hikyaku msg=\"7 lines\" why=\"a\\nb\" left_out=7\n"
+        );
+        let line = Lines::Json.line("warn", "7 lines", &fields);
+        let (_, rest) = line.split_once("Z\",").unwrap();
+        assert_eq!(
+            rest,
+            "\"level\":\"warn\",\"target\":\"hikyaku\",\"msg\":\"7 lines\",\"why\":\"a\\nb\",\"left_out\":7}\n"
         );
     }
 

@@ -3,6 +3,7 @@
 //! # Layout, in the order a start goes through them
 //! * [`cli`]: what was asked
 //! * [`config`]: the file, checked as a whole
+//! * [`printing`]: standard output
 //! * [`telemetry`]: log lines ([`lines`]) and traces
 //! * [`demo`]: a directory with everything a first try needs
 //! * [`lock`]: one process a data directory
@@ -38,6 +39,7 @@ mod lock;
 mod node;
 mod observe;
 mod operator;
+mod printing;
 mod reload;
 mod services;
 mod shards;
@@ -54,12 +56,14 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
 use hikyaku_directory::finding::Severity;
 use hikyaku_shard::ambient::Ambient;
+use tokio::runtime::{Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::ambient::System;
 use crate::cli::{Cli, Command};
 use crate::config::Config;
 use crate::node::{Node, Source};
+use crate::printing::say;
 use crate::telemetry::Logging;
 
 #[global_allocator]
@@ -68,25 +72,19 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let _ = rustls::crypto::ring::default_provider().install_default();
-    match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("hikyaku: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    run(cli.command).unwrap_or_else(|error| printing::failure(&error))
 }
 
-fn run(command: Command) -> Result<()> {
+fn run(command: Command) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("starting the runtime")?;
     match command {
-        Command::All { config } => runtime.block_on(serve(&config, |_| {})),
+        Command::All { config } => return serve(runtime, &config, |_| None),
         Command::Demo { dir, port_base } => {
             let file = demo::prepare(&dir, port_base)?;
-            runtime.block_on(serve(&file, |node| print_demo(node, &file)))
+            return serve(runtime, &file, |node| Some(demo_text(node, &file)));
         }
         Command::Check { file } => check(&file),
         Command::Route { question } => runtime.block_on(operator::route(question)),
@@ -94,24 +92,53 @@ fn run(command: Command) -> Result<()> {
         Command::Queue { order } => runtime.block_on(operator::queue(order)),
         Command::Shard { order } => runtime.block_on(operator::shard(order)),
         Command::Status { target } => runtime.block_on(operator::status(&target)),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn load(file: &Path) -> Result<Config> {
     Config::load(file).map_err(|problems| anyhow!("{}", operator::join(&problems)))
 }
 
-/// Runs a node with the configuration in `file` until it is told to stop or its log fails.
-async fn serve(file: &Path, started: impl FnOnce(&Node)) -> Result<()> {
+/// Runs a node with the configuration in `file` until it is told to stop or its log fails. Once it serves, it prints where, and
+/// what `then` adds.
+///
+/// Neither what it prints nor its log nor a file that cannot be read holds up its end.
+fn serve(
+    runtime: Runtime,
+    file: &Path,
+    then: impl FnOnce(&Node) -> Option<String>,
+) -> Result<ExitCode> {
+    let within = runtime.enter();
     // before anything else: a signal that nobody waits for ends the process
     let hangup = signal(SignalKind::hangup())?;
     let config = load(file)?;
     let (logging, traces) = Logging::start(&config.telemetry, &config.node.hostname.0)?;
-    let served = run_node(file, config, hangup, logging, started).await;
-    if let Some(traces) = traces {
-        traces.stop().await;
+    let out = printing::unread()?;
+    let started = |node: &Node| {
+        let listeners = node.listeners().iter().cloned();
+        for line in listeners.chain(then(node)) {
+            out.line(format!("{line}\n").as_bytes());
+        }
+    };
+    let served = runtime.block_on(async {
+        let served = run_node(file, config, hangup, logging.clone(), started).await;
+        if let Some(traces) = traces {
+            traces.stop().await;
+        }
+        served
+    });
+    drop(within);
+    // a thread that a file system holds up is left behind
+    runtime.shutdown_background();
+    if let Err(error) = &served {
+        logging.write(&format!("hikyaku: {error:#}\n"));
     }
-    served
+    logging.finish();
+    Ok(match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    })
 }
 
 async fn run_node(
@@ -129,9 +156,12 @@ async fn run_node(
         hangup,
         logging,
     };
+    // on a thread of its own: a start reads files, and a signal must not wait for them
+    let starting =
+        tokio::task::spawn_blocking(|| Handle::current().block_on(Node::start(config, source)));
     let node = tokio::select! {
         biased;
-        started = Node::start(config, source) => started?,
+        started = starting => started.context("starting")??,
         // nothing is answered yet; what the log and the stores hold they hold
         _ = interrupt.recv() => return Ok(()),
         _ = terminate.recv() => return Ok(()),
@@ -142,9 +172,6 @@ async fn run_node(
         listeners = node.listeners().join(", "),
         "started"
     );
-    for listener in node.listeners() {
-        println!("{listener}");
-    }
     started(&node);
     let failure = tokio::select! {
         biased;
@@ -165,7 +192,8 @@ async fn run_node(
     Ok(())
 }
 
-fn print_demo(node: &Node, file: &Path) {
+/// What to try with a demo that runs.
+fn demo_text(node: &Node, file: &Path) -> String {
     let port = |name: &str| {
         let found = node
             .listeners()
@@ -175,7 +203,7 @@ fn print_demo(node: &Node, file: &Path) {
     };
     let (smtp, pop3, pop3s) = (port("smtp"), port("pop3"), port("pop3s"));
     let password = demo::PASSWORD;
-    println!(
+    format!(
         "\n# Send a mail to bob, read it (in the clear, then under TLS), ask where mail for the group goes:\n\
          printf 'From: alice@example.jp\\r\\nTo: bob@example.jp\\r\\nSubject: hello\\r\\n\\r\\nIt works.\\r\\n' | curl -sS --url smtp://{smtp} --mail-from alice@example.jp --mail-rcpt bob@example.jp -T -\n\
          curl -sS pop3://bob:{password}@{pop3}/1\n\
@@ -184,7 +212,7 @@ fn print_demo(node: &Node, file: &Path) {
          # Ctrl-C stops; starting again goes on with the same mail.",
         pasted(&std::env::current_exe().unwrap_or_else(|_| "hikyaku".into())),
         pasted(file)
-    );
+    )
 }
 
 /// A path as a shell takes it.
@@ -210,14 +238,14 @@ fn check(file: &Path) -> Result<()> {
             bail!("tls: {why}");
         }
         if let Some(warning) = certificates::warning(certificate, &material, now_s) {
-            println!("{warning}");
+            say(warning)?;
         }
     }
     let (directory, _) = users::load(&config)?;
     let table = directory.table();
     let ldif: &PathBuf = config.directory.ldif.get_ref();
     for line in users::located(ldif, table.findings()) {
-        println!("{line}");
+        say(line)?;
     }
     let errors = table
         .findings()
@@ -230,8 +258,7 @@ fn check(file: &Path) -> Result<()> {
         );
     }
     for line in budget::lines(&config) {
-        println!("{line}");
+        say(line)?;
     }
-    println!("{}: ok", file.display());
-    Ok(())
+    say(format_args!("{}: ok", file.display()))
 }

@@ -225,7 +225,8 @@ impl Starting<'_> {
         let mut listeners = open.smtp(edge)?;
         listeners.extend(open.pop3(self.maildrops(&services, &file, &blobs))?);
         let alarms = Alarms::default();
-        let node_alarms = node_alarms(&alarms, &file, &shards, &queue, config);
+        let logging = source.logging.clone();
+        let node_alarms = node_alarms(&alarms, logging, &file, &shards, &queue, config);
         alarms::watch(self.tasks, node_alarms.clone());
         let observed = self.observed(&shards, &live, node_alarms.clone());
         listeners.extend(open.metrics(observed)?);
@@ -454,10 +455,11 @@ fn broken_entries_alarm(count: usize) -> Option<String> {
     })
 }
 
-/// Configuration, certificate, directory; a log, a queue or a disk that is full or fills up; shards that are parked or do not
+/// Configuration, certificate, directory; lines that nobody reads; a log, a queue or a disk that is full or fills up; shards that are parked or do not
 /// answer.
 fn node_alarms(
     alarms: &Alarms,
+    logging: Logging,
     file: &Arc<DirectoryFile>,
     shards: &Shards,
     queue: &QueueControl,
@@ -471,6 +473,7 @@ fn node_alarms(
     let data_dir = config.node.data_dir.clone();
     Arc::new(move || {
         let mut lines = alarms.list();
+        lines.extend(logging.alarm());
         lines.extend(file.alarm());
         lines.extend(broken_entries_alarm(file.directory().table().broken()));
         lines.extend(full_alarm(&intake));

@@ -27,6 +27,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use crate::cli::{Directory, Order, Queue, Route, Shard, Target};
 use crate::config::Config;
+use crate::printing::say;
 
 /// The socket's name in the data directory.
 pub const SOCKET: &str = "admin.sock";
@@ -151,10 +152,10 @@ pub async fn route(question: Route) -> Result<()> {
         .map_err(refused)?
         .into_inner();
     for step in reply.steps {
-        println!("{step}");
+        say(step)?;
     }
     if let Some(status) = reply.reply {
-        println!("RCPT would hear: {}", Reply::from(&status));
+        say(format_args!("RCPT would hear: {}", Reply::from(&status)))?;
     }
     Ok(())
 }
@@ -173,9 +174,9 @@ pub async fn directory(order: Directory) -> Result<()> {
         .map_err(refused)?;
     let reply = reply.into_inner();
     for finding in reply.findings {
-        println!("{finding}");
+        say(finding)?;
     }
-    println!("{} entries answer now", reply.entries);
+    say(format_args!("{} entries answer now", reply.entries))?;
     Ok(())
 }
 
@@ -190,21 +191,21 @@ pub async fn status(target: &Target) -> Result<()> {
         .await
         .map_err(refused)?
         .into_inner();
-    println!("hikyaku {}", reply.version);
+    say(format_args!("hikyaku {}", reply.version))?;
     for listener in reply.listeners {
-        println!("listener {listener}");
+        say(format_args!("listener {listener}"))?;
     }
-    println!(
+    say(format_args!(
         "{:<12} {:>9} {:>10} {:>10} {:>10} {:>10} {:>12}  trouble",
         "shard", "messages", "applied", "durable", "log start", "log end", "pinned bytes"
-    );
+    ))?;
     for shard in reply.shards {
         let trouble = if shard.trouble.is_empty() {
             "-"
         } else {
             &shard.trouble
         };
-        println!(
+        say(format_args!(
             "{:<12} {:>9} {:>10} {:>10} {:>10} {:>10} {:>12}  {trouble}",
             shard.shard,
             shard.messages,
@@ -213,10 +214,10 @@ pub async fn status(target: &Target) -> Result<()> {
             shard.log_start,
             shard.log_end,
             shard.pinned_bytes
-        );
+        ))?;
     }
     for alarm in reply.alarms {
-        println!("ALARM {alarm}");
+        say(format_args!("ALARM {alarm}"))?;
     }
     Ok(())
 }
@@ -264,16 +265,16 @@ async fn list(target: &Target, request: QueueListRequest) -> Result<()> {
         let page = page.map_err(refused)?;
         for message in &page.messages {
             shown += 1;
-            print_message(message);
+            print_message(message)?;
         }
         if let Some(total) = page.total {
-            println!("{shown} shown, {total} in the queue");
+            say(format_args!("{shown} shown, {total} in the queue"))?;
         }
     }
     Ok(())
 }
 
-fn print_message(message: &QueuedMessage) {
+fn print_message(message: &QueuedMessage) -> Result<()> {
     let id = MessageId::from_bytes(&message.message_id)
         .map(|id| id.to_string())
         .unwrap_or_default();
@@ -283,15 +284,16 @@ fn print_message(message: &QueuedMessage) {
     } else {
         format!(" held: {}", message.held)
     };
-    println!(
+    say(format_args!(
         "{id} {:>9} {} <{}>{held}",
         message.size,
         date::rfc5322(envelope.received_ms),
         envelope.reverse_path
-    );
+    ))?;
     for (number, recipient) in message.recipients.iter().enumerate() {
-        println!("    {number}: {}", describe(recipient));
+        say(format_args!("    {number}: {}", describe(recipient)))?;
     }
+    Ok(())
 }
 
 fn describe(state: &RecipientState) -> String {
@@ -342,12 +344,12 @@ async fn show(target: &Target, id: &str) -> Result<()> {
     let Some(message) = reply.message else {
         bail!("{id} is not in the queue: delivered, bounced, deleted, or never accepted")
     };
-    print_message(&message);
+    print_message(&message)?;
     let envelope = message.envelope.unwrap_or_default();
-    println!(
+    say(format_args!(
         "from client {} helo {}, tenant {}, log position {}",
         envelope.client, envelope.helo, message.tenant, message.position
-    );
+    ))?;
     for (number, recipient) in message.recipients.iter().enumerate() {
         for attempt in &recipient.history {
             let status = attempt
@@ -355,11 +357,14 @@ async fn show(target: &Target, id: &str) -> Result<()> {
                 .as_ref()
                 .map(|status| Reply::from(status).to_string())
                 .unwrap_or_default();
-            println!("    {number}: {} {status}", date::rfc5322(attempt.time_ms));
+            say(format_args!(
+                "    {number}: {} {status}",
+                date::rfc5322(attempt.time_ms)
+            ))?;
         }
     }
     for line in reply.activity {
-        println!("now: {line}");
+        say(format_args!("now: {line}"))?;
     }
     Ok(())
 }
@@ -388,7 +393,7 @@ async fn operate(verb: Verb, done: &str, order: Order) -> Result<()> {
         .await
         .map_err(refused)?
         .into_inner();
-    println!("{} {done}", reply.changed);
+    say(format_args!("{} {done}", reply.changed))?;
     if !reply.unknown.is_empty() {
         let unknown: Vec<String> = reply.unknown.iter().map(|id| hex(id)).collect();
         bail!("not in the queue: {}", unknown.join(" "));
@@ -458,12 +463,12 @@ async fn snapshot(target: &Target, shard: String, file: &Path) -> Result<()> {
         .map_err(|error| anyhow!("{error}"))?
         .sync_all()?;
     std::fs::rename(&beside, file).with_context(|| file.display().to_string())?;
-    println!(
+    say(format_args!(
         "{}: {} accounts, {} messages",
         file.display(),
         trailer.accounts,
         trailer.messages
-    );
+    ))?;
     Ok(())
 }
 
@@ -492,12 +497,12 @@ async fn restore(target: &Target, file: &Path) -> Result<()> {
     let read = reader.await?;
     let reply = sent.map_err(refused)?.into_inner();
     read?;
-    println!(
+    say(format_args!(
         "{} accounts and {} messages restored, {} accounts skipped",
         reply.accounts_restored, reply.messages_restored, reply.accounts_skipped
-    );
+    ))?;
     for note in reply.notes {
-        println!("    {note}");
+        say(format_args!("    {note}"))?;
     }
     if reply.accounts_skipped > 0 {
         bail!(

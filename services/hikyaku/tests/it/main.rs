@@ -9,3 +9,4 @@ mod start;
 mod talk;
 #[cfg(feature = "otlp")]
 mod traces;
+mod unread;

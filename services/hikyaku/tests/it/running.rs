@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rcgen::{CertificateParams, KeyPair, date_time_ymd};
@@ -14,6 +14,7 @@ use tempfile::TempDir;
 /// How long anything may take: the machine may be busy.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The password is `hikyaku`.
 const LDIF: &str = "version: 1
 
 dn: dc=example,dc=jp
@@ -31,7 +32,7 @@ cn: Bob
 sn: Bob
 entryUUID: b0b00000-0000-4000-8000-000000000001
 mailLocalAddress: bob@example.jp
-userPassword: {CRYPT}$6$saltsalt$qFmFH.bQmmtXzyBY0s9v7Oicd2z4XSIecDzlB5KiA2/jctKu9YterLp8wwnSq.qc.eoxqOmSuNp2xS0ktL3nh/
+userPassword: {CRYPT}$6$saltsalt$b000CbT3CSfVUdzUgPfLcLIEYP8Lo76EeybLAvZuhlPM1DE/I40HbeAXJTBvIHiOY7upOk2M5WPvKFNTPDNyt/
 ";
 
 /// A directory with everything a node needs; nothing runs.
@@ -83,6 +84,13 @@ pub fn pair(until: i32) -> (rcgen::Certificate, KeyPair) {
     (params.self_signed(&key).unwrap(), key)
 }
 
+/// The program, without the environment's filter and without input.
+pub fn hikyaku() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hikyaku"));
+    command.env_remove("HIKYAKU_LOG").stdin(Stdio::null());
+    command
+}
+
 pub struct Running {
     child: Child,
     config: PathBuf,
@@ -92,14 +100,27 @@ pub struct Running {
 
 impl Running {
     fn start(config: &Path) -> Running {
+        let log = fs::File::create(config.with_extension("log")).unwrap();
+        Running::start_logging_to(config, log.into())
+    }
+
+    /// The same, with its standard error somewhere else.
+    pub fn start_logging_to(config: &Path, errors: Stdio) -> Running {
+        let wanted = fs::read_to_string(config)
+            .unwrap()
+            .matches("127.0.0.1:0\"")
+            .count();
+        Running::start_with(config, wanted, errors)
+    }
+
+    /// The same, with so many listeners.
+    pub fn start_with(config: &Path, wanted: usize, errors: Stdio) -> Running {
         let log = config.with_extension("log");
-        let mut child = Command::new(env!("CARGO_BIN_EXE_hikyaku"))
+        let mut child = hikyaku()
             .args(["all", "--config"])
             .arg(config)
-            .env_remove("HIKYAKU_LOG")
-            .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(fs::File::create(&log).unwrap())
+            .stderr(errors)
             .spawn()
             .unwrap();
         let out = BufReader::new(child.stdout.take().unwrap());
@@ -109,10 +130,6 @@ impl Running {
             log,
             listeners: Vec::new(),
         };
-        let wanted = fs::read_to_string(config)
-            .unwrap()
-            .matches("127.0.0.1:0\"")
-            .count();
         for line in out.lines().take(wanted) {
             running.listeners.push(line.unwrap());
         }
@@ -120,23 +137,32 @@ impl Running {
         running
     }
 
-    /// Where the listener `name` is.
+    /// Where the first listener `name` is.
     pub fn address(&self, name: &str) -> SocketAddr {
-        let found = self
-            .listeners
-            .iter()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        found.unwrap().parse().unwrap()
+        *self.addresses(name).first().unwrap()
+    }
+
+    /// Where all of them are.
+    pub fn addresses(&self, name: &str) -> Vec<SocketAddr> {
+        let lines = self.listeners.iter();
+        let found = lines.filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        found.map(|address| address.parse().unwrap()).collect()
     }
 
     pub fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
-        kill_process(pid, signal).unwrap();
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// SIGTERM, and its end, where its log is not in the file.
+    pub fn stop_unread(mut self) {
+        self.signal(Signal::TERM);
+        let status = end(&mut self.child, &self.log);
+        assert!(status.success(), "{status}");
     }
 
     /// Everything it has written to standard error.
     pub fn log(&self) -> String {
-        String::from_utf8(fs::read(&self.log).unwrap()).unwrap()
+        String::from_utf8(fs::read(&self.log).unwrap_or_default()).unwrap()
     }
 
     /// SIGHUP, until it has said what came of it; answers what it wrote meanwhile.
@@ -163,28 +189,58 @@ impl Running {
     }
 
     /// Looks again and again until there is something to see.
-    pub fn wait_for<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-        #[allow(clippy::disallowed_methods)]
-        let begun = Instant::now();
-        loop {
-            if let Some(seen) = look() {
-                return seen;
-            }
-            assert!(
-                begun.elapsed() < PATIENCE,
-                "{what} is missing; log:\n{}",
-                self.log()
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
+    pub fn wait_for<T>(&self, what: &str, look: impl FnMut() -> Option<T>) -> T {
+        wait_for(what, &self.log, look)
     }
 
     /// SIGTERM, and its end.
     pub fn stop(mut self) -> String {
         self.signal(Signal::TERM);
-        let status = self.child.wait().unwrap();
+        let status = end(&mut self.child, &self.log);
         assert!(status.success(), "{status}: {}", self.log());
         self.log()
+    }
+}
+
+/// SIGTERM.
+pub fn terminate(child: &Child) {
+    kill_process(Pid::from_child(child), Signal::TERM).unwrap();
+}
+
+/// Looks again and again until there is something to see; `log` says why there is not.
+pub fn wait_for<T>(what: &str, log: &Path, mut look: impl FnMut() -> Option<T>) -> T {
+    #[allow(clippy::disallowed_methods)]
+    let begun = Instant::now();
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        let log = || fs::read_to_string(log).unwrap_or_default();
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "{what} is missing; log:\n{}",
+            log()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Waits for the end of a process that writes to `log`.
+pub fn end(child: &mut Child, log: &Path) -> ExitStatus {
+    #[allow(clippy::disallowed_methods)]
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if begun.elapsed() > PATIENCE {
+            let _ = child.kill();
+            panic!(
+                "it does not end: {}",
+                fs::read_to_string(log).unwrap_or_default()
+            );
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
