@@ -13,11 +13,15 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hikyaku_serve::file;
 use serde::Deserialize;
 use toml::Spanned;
 
 use crate::config::contradictions::{Contradiction, contradictions};
 use crate::config::values::{Address, Bytes, Domain, Interval, Net};
+
+/// A configuration file, a hundred times what one has.
+const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Everything an operator sets.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -364,20 +368,23 @@ impl fmt::Display for Problem {
 }
 
 impl Config {
-    /// Reads and checks `file`. Relative paths in it are relative to its directory.
+    /// Reads and checks the file at `path`. Relative paths in it are relative to its directory.
     ///
     /// # Errors
     /// Everything that is wrong with it.
-    pub fn load(file: &Path) -> Result<Config, Vec<Problem>> {
-        let text = std::fs::read_to_string(file).map_err(|error| {
+    pub fn load(path: &Path) -> Result<Config, Vec<Problem>> {
+        let problem = |what: String| {
             vec![Problem {
-                file: file.to_owned(),
+                file: path.to_owned(),
                 line: 0,
-                what: error.to_string(),
+                what,
             }]
-        })?;
-        let mut config = Config::parse(file, &text)?;
-        config.make_absolute(file.parent().unwrap_or(Path::new(".")));
+        };
+        let octets =
+            file::read(path, FILE_BYTES_MAX).map_err(|error| problem(error.to_string()))?;
+        let text = String::from_utf8(octets).map_err(|error| problem(error.to_string()))?;
+        let mut config = Config::parse(path, &text)?;
+        config.make_absolute(path.parent().unwrap_or(Path::new(".")));
         Ok(config)
     }
 

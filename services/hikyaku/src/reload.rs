@@ -14,6 +14,7 @@ use hikyaku_serve::tasks::Tasks;
 use hikyaku_serve::tls::Material;
 use hikyaku_shard::ambient::SharedAmbient;
 use tokio::signal::unix::Signal;
+use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
 
 use crate::alarms::{About, Alarms};
@@ -27,6 +28,8 @@ use crate::{certificates, users};
 const STILL_MS: u64 = 2000;
 /// How often they are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// A configuration that takes longer to be read is an alarm: its file system may hang.
+const SLOW: Duration = Duration::from_secs(30);
 
 /// See the module.
 pub struct Reloader {
@@ -68,25 +71,44 @@ impl Reloader {
     pub fn start(mut self, tasks: &Tasks) {
         let draining = tasks.draining();
         tasks.spawn("reload", async move {
-            loop {
-                self.warn_of_expiry();
-                tokio::select! {
-                    biased;
-                    () = draining.cancelled() => return,
-                    Some(()) = self.hangup.recv() => self.reload().await,
-                    () = tokio::time::sleep(LOOK_INTERVAL) => self.look().await,
-                }
+            // a file that hangs does not keep the node from its end
+            tokio::select! {
+                biased;
+                () = draining.cancelled() => {}
+                () = self.look_again() => {}
             }
         });
+    }
+
+    async fn look_again(&mut self) {
+        loop {
+            self.warn_of_expiry();
+            tokio::select! {
+                biased;
+                Some(()) = self.hangup.recv() => self.reload().await,
+                () = tokio::time::sleep(LOOK_INTERVAL) => self.look().await,
+            }
+        }
     }
 
     async fn reload(&mut self) {
         let (file, directory) = (self.file.clone(), self.directory.clone());
         let (serving, now_s) = (self.live.serving(), self.now_s());
-        let prepared =
+        let mut reading =
             tokio::task::spawn_blocking(move || prepare(&file, &serving, &directory, now_s));
-        let Ok(prepared) = prepared.await else { return };
         let file = self.file.display().to_string();
+        let prepared = match timeout(SLOW, &mut reading).await {
+            Ok(prepared) => prepared,
+            Err(_) => {
+                let alarm = format!(
+                    "{file}: not read yet, after {} s; the configuration read before goes on",
+                    SLOW.as_secs()
+                );
+                self.alarms.raise(About::Configuration, alarm);
+                reading.await
+            }
+        };
+        let Ok(prepared) = prepared else { return };
         match prepared {
             Ok(prepared) => {
                 let changed = prepared.changed.join(" ");
@@ -135,7 +157,9 @@ impl Reloader {
         let Some(files) = serving.config.tls.clone() else {
             return;
         };
-        let stamp = certificates::stamp(Some(&files));
+        let named = files.clone();
+        let looked = tokio::task::spawn_blocking(move || certificates::stamp(Some(&named))).await;
+        let Ok(stamp) = looked else { return };
         if !self.certificate.observe(stamp, self.ambient.now_ms()) {
             return;
         }

@@ -95,7 +95,8 @@ pub fn located(file: &Path, findings: &[Finding]) -> Vec<String> {
         .collect()
 }
 
-/// Looks at the file, last read with the stamp `read`, while the node runs.
+/// Looks at the file, last read with the stamp `read`, while the node runs. What hangs, a file
+/// system that is away, holds up neither the node nor its end.
 pub fn watch(
     tasks: &Tasks,
     ambient: SharedAmbient,
@@ -105,21 +106,27 @@ pub fn watch(
 ) {
     let draining = tasks.draining();
     tasks.spawn("directory watch", async move {
-        let mut stillness = Stillness::new(read, STILL_MS);
-        loop {
-            tokio::select! {
-                biased;
-                () = draining.cancelled() => return,
-                () = tokio::time::sleep(LOOK_INTERVAL) => {}
-            }
-            // a file that is away for a moment is being replaced
-            let Some(stamp) = stamp(&path) else { continue };
-            if stillness.observe(stamp, ambient.now_ms()) {
-                let (file, path) = (file.clone(), path.clone());
-                let _ = tokio::task::spawn_blocking(move || reload(&file, &path)).await;
-            }
+        tokio::select! {
+            biased;
+            () = draining.cancelled() => {}
+            () = look_again(&ambient, &path, read, &file) => {}
         }
     });
+}
+
+async fn look_again(ambient: &SharedAmbient, path: &Path, read: Stamp, file: &Arc<DirectoryFile>) {
+    let mut stillness = Stillness::new(read, STILL_MS);
+    loop {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        let looked_at = path.to_owned();
+        let looked = tokio::task::spawn_blocking(move || stamp(&looked_at)).await;
+        // a file that is away for a moment is being replaced
+        let Ok(Some(stamp)) = looked else { continue };
+        if stillness.observe(stamp, ambient.now_ms()) {
+            let (file, path) = (file.clone(), path.to_owned());
+            let _ = tokio::task::spawn_blocking(move || reload(&file, &path)).await;
+        }
+    }
 }
 
 fn stamp(file: &Path) -> Option<Stamp> {
