@@ -63,6 +63,16 @@ pub fn warning(certificate: &Path, material: &Material, now_s: i64) -> Option<St
     })
 }
 
+/// What is to be said of a chain that is broken; clients that know the issuers by themselves do not mind.
+pub fn gap(certificate: &Path, material: &Material) -> Option<String> {
+    let number = material.gap?;
+    Some(format!(
+        "warning: {}: certificate {} has not issued certificate {number}; clients may find no way to a root",
+        certificate.display(),
+        number + 1
+    ))
+}
+
 fn time(seconds: i64) -> String {
     date::rfc5322(u64::try_from(seconds).unwrap_or(0).saturating_mul(1000))
 }

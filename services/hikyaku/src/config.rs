@@ -2,6 +2,7 @@
 //!
 //! A file is read as a whole or not at all. What is wrong is said with file, line, key and what is allowed.
 
+pub mod advice;
 mod contradictions;
 pub mod listeners;
 pub mod log_filter;

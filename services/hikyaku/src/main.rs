@@ -3,6 +3,7 @@
 //! # Layout, in the order a start goes through them
 //! * [`cli`]: what was asked
 //! * [`config`]: the file, checked as a whole
+//! * [`modes`]: which files are open to others
 //! * [`printing`]: standard output
 //! * [`telemetry`]: log lines ([`lines`]) and traces
 //! * [`demo`]: a directory with everything a first try needs
@@ -36,6 +37,7 @@ mod lines;
 mod listeners;
 mod live;
 mod lock;
+mod modes;
 mod node;
 mod observe;
 mod operator;
@@ -62,6 +64,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::ambient::System;
 use crate::cli::{Cli, Command};
 use crate::config::Config;
+use crate::config::advice::advice;
+use crate::modes::open_to_others;
 use crate::node::{Node, Source};
 use crate::printing::say;
 use crate::telemetry::Logging;
@@ -240,9 +244,18 @@ fn check(file: &Path) -> Result<()> {
         if let Some(warning) = certificates::warning(certificate, &material, now_s) {
             say(warning)?;
         }
+        if let Some(warning) = certificates::gap(certificate, &material) {
+            say(warning)?;
+        }
     }
     let (directory, _) = users::load(&config)?;
     let table = directory.table();
+    for warning in advice(&config)
+        .into_iter()
+        .chain(open_to_others(file, &config))
+    {
+        say(format_args!("warning: {warning}"))?;
+    }
     let ldif: &PathBuf = config.directory.ldif.get_ref();
     for line in users::located(ldif, table.findings()) {
         say(line)?;

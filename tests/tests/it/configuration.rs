@@ -1,5 +1,7 @@
 //! Wrong configurations and directories: what `hikyaku check` says, and that nothing starts; directories that change.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -235,6 +237,76 @@ fn both_families_listen_on_one_port() {
         "{why}"
     );
     server.stop();
+}
+
+#[test]
+fn check_warns_of_what_a_node_in_earnest_has() {
+    let mut site = Site::new(Plan::sample().ldif(""));
+    site.write_ldif(
+        site.ldif()
+            .split("\ndn: cn=broken")
+            .next()
+            .unwrap()
+            .to_owned(),
+    );
+    std::fs::set_permissions(site.ldif_file(), Permissions::from_mode(0o640)).unwrap();
+    let warnings = |site: &Site| {
+        let out = check(site).must();
+        let lines = out.lines().filter(|line| line.starts_with("warning: "));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(warnings(&site), Vec::<String>::new());
+    site.configure("node", "hostname", "\"localhost\"");
+    site.configure("smtp", "listen", "[]");
+    site.configure("pop3", "listen", "[]");
+    let said = warnings(&site).join("\n");
+    for part in [
+        "node.hostname: \"localhost\"",
+        "smtp.listen: no address",
+        "pop3.listen: no address",
+    ] {
+        assert!(said.contains(part), "no {part:?} in\n{said}");
+    }
+}
+
+#[test]
+fn check_warns_of_files_that_others_may_read_or_change() {
+    let site = Site::new(Plan::sample().certificate());
+    let files = [
+        (site.config(), 0o644, 0o646, "change it (mode 0646)"),
+        (site.ldif_file(), 0o640, 0o644, "read it (mode 0644)"),
+        (site.certificate(), 0o644, 0o666, "change it (mode 0666)"),
+        (
+            site.home().join("key.pem"),
+            0o600,
+            0o604,
+            "read it (mode 0604)",
+        ),
+    ];
+    let set = |path: &Path, mode| {
+        std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    };
+    for (path, good, _, _) in &files {
+        set(path, *good);
+    }
+    assert!(!check(&site).out.contains("others may"));
+    for (path, good, bad, why) in &files {
+        set(path, *bad);
+        let said = check(&site);
+        let line = format!("warning: {}: others may {why}", path.display());
+        assert!(said.out.contains(&line), "no {line:?} in\n{}", said.out);
+        assert_eq!(said.out.matches("others may").count(), 1, "{}", said.out);
+        set(path, *good);
+    }
+}
+
+#[test]
+fn keys_that_cannot_be_served_are_named_for_what_they_are() {
+    let site = Site::new(Plan::sample().certificate());
+    let encrypted =
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIHs\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    std::fs::write(site.home().join("key.pem"), encrypted).unwrap();
+    assert_refused(&site, &["key.pem", "the key is encrypted"]);
 }
 
 #[test]
