@@ -151,7 +151,14 @@ pub enum Queue {
     /// Let held messages go on
     Release(Order),
     /// Delete messages; nobody is told
-    Delete(Order),
+    Delete {
+        /// Which
+        #[command(flatten)]
+        order: Order,
+        /// Do not ask before all are deleted
+        #[arg(long)]
+        yes: bool,
+    },
     /// Try messages again now
     Retry(Order),
 }

@@ -1,6 +1,6 @@
 //! The operator's side of the admin socket: asks, prints, and says plainly when nobody answers.
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -248,7 +248,12 @@ pub async fn queue(order: Queue) -> Result<()> {
         Queue::Show { id, target } => show(&target, &id).await,
         Queue::Hold(order) => operate(Verb::Hold, "held", order).await,
         Queue::Release(order) => operate(Verb::Release, "released", order).await,
-        Queue::Delete(order) => operate(Verb::Delete, "deleted", order).await,
+        Queue::Delete { order, yes } => {
+            if order.all && !yes {
+                confirm(&order.target).await?;
+            }
+            operate(Verb::Delete, "deleted", order).await
+        }
         Queue::Retry(order) => operate(Verb::Retry, "to be tried now", order).await,
     }
 }
@@ -372,6 +377,38 @@ async fn show(target: &Target, id: &str) -> Result<()> {
 fn parse_id(id: &str) -> Result<bytes::Bytes> {
     let id: MessageId = id.parse().with_context(|| id.to_owned())?;
     Ok(bytes::Bytes::copy_from_slice(&id.to_bytes()))
+}
+
+/// Asks whether the whole queue is to be deleted.
+async fn confirm(target: &Target) -> Result<()> {
+    if !std::io::stdin().is_terminal() {
+        bail!("this deletes every mail in the queue and tells nobody; if that is meant, add --yes");
+    }
+    let total = total(target).await?;
+    let mut terminal = std::io::stderr();
+    write!(terminal, "delete {total} mails and tell nobody? [y/N] ")?;
+    terminal.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer)?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => bail!("nothing is deleted"),
+    }
+}
+
+/// How many mails are in the queue.
+async fn total(target: &Target) -> Result<u64> {
+    let request = QueueListRequest {
+        limit: 1,
+        ..QueueListRequest::default()
+    };
+    let pages = connect(target).await?.queue_list(request).await;
+    let mut pages = pages.map_err(refused)?.into_inner();
+    let mut total = 0;
+    while let Some(page) = pages.next().await {
+        total = page.map_err(refused)?.total.unwrap_or(total);
+    }
+    Ok(total)
 }
 
 async fn operate(verb: Verb, done: &str, order: Order) -> Result<()> {

@@ -1,8 +1,11 @@
 //! What an operator does and reads: the queue, routes, the log.
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::Stdio;
 use std::time::Duration;
 
+use hikyaku_tests::harness::binary::{program, tool};
 use hikyaku_tests::harness::load::queue_id;
 use hikyaku_tests::harness::server::Server;
 use hikyaku_tests::harness::site::{PASSWORD, Plan, Site, person};
@@ -178,6 +181,47 @@ fn deleted_mail_is_gone_and_nobody_is_told() {
         ("tiny@example.jp", "deleted")
     );
     assert_eq!(settled["tenant"], "example.jp");
+}
+
+#[test]
+fn the_whole_queue_is_not_deleted_by_a_slip() {
+    let site = site_with_a_full_mailbox();
+    let _server = Server::start(&site);
+    let id = send(&site, &["tiny@example.jp"], "to be deleted");
+    wait_until_deferred(&site, &id);
+    let why = site.ask(&["queue", "delete", "--all"]).refusal();
+    assert!(why.contains("add --yes"), "{why}");
+    assert_eq!(site.queued(), 1);
+    // on a terminal it asks
+    let on_a_terminal = |answer: &str| {
+        let order = format!(
+            "{} queue delete --all --config {}",
+            program("hikyaku").display(),
+            site.config().display()
+        );
+        let mut script = tool("script", "bsdutils");
+        script.args(["-qec", &order, "/dev/null"]);
+        script.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut script = script.spawn().unwrap();
+        let mut keyboard = script.stdin.take().unwrap();
+        keyboard.write_all(answer.as_bytes()).unwrap();
+        let said = script.wait_with_output().unwrap();
+        String::from_utf8_lossy(&said.stdout).into_owned()
+    };
+    let said = on_a_terminal("n\n");
+    assert!(
+        said.contains("delete 1 mails and tell nobody? [y/N]"),
+        "{said}"
+    );
+    assert!(said.contains("nothing is deleted"), "{said}");
+    assert_eq!(site.queued(), 1);
+    let said = on_a_terminal("y\n");
+    assert!(said.contains("1 deleted"), "{said}");
+    wait_for("an empty queue", AT_ONCE, || site.queued() == 0);
+    let id = send(&site, &["tiny@example.jp"], "another one");
+    wait_until_deferred(&site, &id);
+    let said = site.ask(&["queue", "delete", "--all", "--yes"]).must();
+    assert_eq!(said, "1 deleted\n");
 }
 
 #[test]
