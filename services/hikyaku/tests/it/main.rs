@@ -6,6 +6,7 @@ mod metrics;
 mod reload;
 mod running;
 mod start;
+mod taken_up;
 mod talk;
 #[cfg(feature = "otlp")]
 mod traces;

@@ -62,14 +62,30 @@ impl Smtp {
 
     /// Sends one mail to bob; answers the reply to its content.
     pub fn send(&mut self, subject: &str) -> String {
+        self.send_to(
+            "bob@example.jp",
+            &format!("Subject: {subject}\r\n\r\nIt works."),
+        )
+    }
+
+    /// Sends one mail; answers the reply to its content.
+    pub fn send_to(&mut self, recipient: &str, content: &str) -> String {
         self.say("EHLO client.example");
         assert!(
             self.say("MAIL FROM:<alice@elsewhere.example>")
                 .starts_with("250 ")
         );
-        assert!(self.say("RCPT TO:<bob@example.jp>").starts_with("250 "));
+        assert!(
+            self.say(&format!("RCPT TO:<{recipient}>"))
+                .starts_with("250 ")
+        );
         assert!(self.say("DATA").starts_with("354 "));
-        self.say(&format!("Subject: {subject}\r\n\r\nIt works.\r\n."))
+        self.say(&format!("{content}\r\n."))
+    }
+
+    /// What the server says.
+    pub fn stream(&mut self) -> &mut BufReader<TcpStream> {
+        &mut self.0
     }
 }
 
