@@ -10,6 +10,7 @@ use hikyaku_mail::id::MessageId;
 
 use crate::delays::{Aged, Delays};
 use crate::hash::SetHash;
+use crate::held::HeldFor;
 use crate::kept::KeptFact;
 use crate::recipient::{Before, Message, Slot, Stage, Stand};
 use crate::sorted::Sorted;
@@ -57,6 +58,7 @@ pub struct Index {
     memory: u64,
     taken: BTreeSet<RecipientKey>,
     delays: Delays,
+    held_for: HeldFor,
 }
 
 /// A recipient by when it is due; written so that octets compare as what they say.
@@ -132,6 +134,11 @@ impl Index {
     /// Counters by tenant.
     pub fn tallies(&self) -> &BTreeMap<Arc<String>, Tally> {
         &self.tallies
+    }
+
+    /// Recipients that the leader holds, by reason.
+    pub fn held_for(&self) -> HeldFor {
+        self.held_for
     }
 
     /// Recipients that the leader is trying.
@@ -263,6 +270,7 @@ impl Index {
             if let Some(envelope) = &envelope {
                 self.delays.refresh(key, slot, envelope, held);
             }
+            self.held_for.moved(old.map(Before::stand), slot.stand());
             let stage = stage(slot, held);
             if stage != slot.stage {
                 if let Some(old) = slot.stage {

@@ -4,7 +4,7 @@ use hikyaku_mail::id::MessageId;
 use hikyaku_proto::v1::{QueueListRequest, QueuedMessage};
 
 use crate::machine::QueueMachine;
-use crate::recipient::{Message, Slot, Stand};
+use crate::recipient::{Message, Slot, Stage, Stand};
 
 /// Messages listed when the request names no limit.
 pub const LIST_DEFAULT: u32 = 1000;
@@ -50,10 +50,11 @@ impl QueueMachine {
                 .index
                 .message(*id)
                 .and_then(|message| message.slots.get(*number as usize));
-            let stage = match slot {
-                Some(slot) if slot.attempts() == 0 => &mut census.incoming,
-                Some(_) => &mut census.deferred,
-                None => continue,
+            // one that was held or has ended meanwhile is in no stage that it could leave
+            let stage = match slot.and_then(|slot| slot.stage) {
+                Some(Stage::Incoming) => &mut census.incoming,
+                Some(Stage::Deferred) => &mut census.deferred,
+                Some(Stage::Hold) | None => continue,
             };
             *stage = stage.saturating_sub(1);
             census.active += 1;
@@ -163,5 +164,89 @@ fn queued(id: MessageId, message: &Message) -> QueuedMessage {
         held: message.held.to_string(),
         reports_on: accept.reports_on,
         position: message.body_at.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Census;
+    use crate::held::{GROUP_TOO_LARGE, HeldFor};
+    use crate::machine::{QueueMachine, QueueOptions};
+    use crate::testing::{accept, deferred_outcome, delivered_outcome, id, local, outcome};
+    use hikyaku_log::{Position, Stamp};
+    use hikyaku_proto::v1::outcome::Result as Attempt;
+    use hikyaku_proto::v1::{Attempted, Held, Outcome, Record, record::Command};
+    use hikyaku_shard::machine::Machine;
+
+    struct Queue {
+        machine: QueueMachine,
+        position: Position,
+    }
+
+    impl Queue {
+        fn apply(&mut self, command: Command) {
+            let record = Record {
+                version: 1,
+                time_ms: 5000,
+                command: Some(command),
+                ..Record::default()
+            };
+            let stamp = Stamp {
+                position: self.position,
+                crc: 0,
+            };
+            self.machine.apply(stamp, record).unwrap();
+            self.position = self.position.next();
+        }
+
+        fn attempted(&mut self, outcome: Outcome) {
+            self.apply(Command::Attempted(Attempted {
+                message_id: id(1).to_bytes().to_vec().into(),
+                outcomes: vec![outcome],
+                report: None,
+            }));
+        }
+
+        fn held(&self) -> Vec<(&'static str, u64)> {
+            let counts = self.machine.index().held_for();
+            counts.counts().filter(|(_, count)| *count > 0).collect()
+        }
+    }
+
+    #[test]
+    fn each_recipient_is_counted_in_one_stage_also_in_the_leaders_hands() {
+        let mut queue = Queue {
+            machine: QueueMachine::new(QueueOptions::default()),
+            position: Position(1),
+        };
+        let recipients = ["a", "b", "c", "d"].map(local).to_vec();
+        queue.apply(Command::Accept(accept(id(1), recipients)));
+        queue.attempted(deferred_outcome(1, 9000));
+        let census = |incoming, active, deferred, hold| Census {
+            incoming,
+            active,
+            deferred,
+            hold,
+        };
+        assert_eq!(queue.machine.census(), census(3, 0, 1, 0));
+        // the leader tries two of them; one is held meanwhile, the other one ends
+        assert_eq!(queue.machine.take_due(0, u64::MAX, 2).len(), 2);
+        assert_eq!(queue.machine.census(), census(1, 2, 1, 0));
+        let held = |reason: &str| {
+            Attempt::Held(Held {
+                reason: reason.into(),
+            })
+        };
+        queue.attempted(outcome(0, held(GROUP_TOO_LARGE)));
+        assert_eq!(queue.machine.census(), census(1, 1, 1, 1));
+        queue.attempted(delivered_outcome(2, 7));
+        assert_eq!(queue.machine.census(), census(1, 0, 1, 1));
+        assert_eq!(queue.held(), [(GROUP_TOO_LARGE, 1)]);
+        // what an operator or a later program says is not ours
+        queue.attempted(outcome(3, held("because")));
+        assert_eq!(queue.machine.census(), census(0, 0, 1, 2));
+        assert_eq!(queue.held(), [(GROUP_TOO_LARGE, 1)]);
+        queue.attempted(delivered_outcome(0, 8));
+        assert_eq!(queue.machine.index().held_for(), HeldFor::default());
     }
 }

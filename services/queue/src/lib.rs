@@ -23,6 +23,7 @@
 //! * [`machine`]: the state machine: what each record does, and when the log may be cut
 //! * [`index`]: live messages, what is due, what the log must keep, the state hash
 //! * [`delays`]: who is to be told that a mail takes long
+//! * [`held`]: how many recipients the leader holds, and why
 //! * [`recipient`]: the transitions of one message's recipients
 //! * [`statuses`]: results of attempts, equal ones once
 //! * [`packed`]: who a recipient is, in few octets
@@ -38,6 +39,7 @@
 pub mod bodies;
 pub mod delays;
 pub mod hash;
+pub mod held;
 pub mod index;
 pub mod inspect;
 pub mod intake;

@@ -1,6 +1,8 @@
 //! The queue against its history: replicas that begin anywhere, with Carry records of deposed leaders arriving late, must hold
 //! what the whole history says. The oracle applies every record but the Carry ones, which change nothing.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use hikyaku_log::{Applied, Bounds, Position, Stamp};
 use hikyaku_mail::id::MessageId;
@@ -8,14 +10,17 @@ use hikyaku_proto::v1::operate::Order;
 use hikyaku_proto::v1::outcome::Result as Attempt;
 use hikyaku_proto::v1::recipient_state::State;
 use hikyaku_proto::v1::{
-    Accept, Attempted, Bounce, BouncedRecipient, Cancel, Delayed, Operate, Outcome, Record, Routed,
+    Accept, Attempted, Bounce, BouncedRecipient, Cancel, Delayed, Held, Operate, Outcome, Record, Routed,
     Tick, record::Command,
 };
 use hikyaku_shard::machine::Machine;
 use prost::Message as _;
 
 use crate::bodies::body_in;
+use crate::held::{GROUP_TOO_LARGE, HeldFor};
+use crate::index::{Index, Tally};
 use crate::machine::{Answer, QueueMachine, QueueOptions};
+use crate::recipient::Stand;
 use crate::testing::{
     accept, deferred_outcome, delivered_outcome, expand, id, local, outcome, remote,
 };
@@ -104,7 +109,7 @@ struct World {
     in_flight: Vec<Command>,
     made: u64,
     restored: u64,
-    records: std::collections::BTreeMap<&'static str, u64>,
+    records: BTreeMap<&'static str, u64>,
 }
 
 impl World {
@@ -254,7 +259,7 @@ impl World {
             0 => Some(accept(self.new_id(), vec![local("sender")])),
             _ => None,
         };
-        let command = match self.random.below(13) {
+        let command = match self.random.below(14) {
             0..4 => Command::Attempted(Attempted {
                 message_id: bytes,
                 outcomes: vec![delivered_outcome(recipient, 1)],
@@ -267,6 +272,11 @@ impl World {
                     _ => live.iter().map(|number| delayed_outcome(*number)).collect(),
                 },
                 report: Some(accept(self.new_id(), vec![local("sender")])),
+            }),
+            13 => Command::Attempted(Attempted {
+                message_id: bytes,
+                outcomes: vec![held_outcome(recipient)],
+                report: None,
             }),
             4 => Command::Attempted(Attempted {
                 message_id: bytes,
@@ -359,10 +369,7 @@ impl World {
                 self.start
             );
             assert_eq!(replica.machine.state_hash(), want, "{name} replica");
-            assert_eq!(
-                index.tallies().values().map(|t| t.messages).sum::<u64>(),
-                index.messages().len() as u64
-            );
+            assert_counted(index);
             for (id, message) in index.messages().iter() {
                 assert!(message.body_at >= self.start, "{name}: content cut away");
                 let record = &self.history[usize::try_from(message.body_at.0 - 1).unwrap()];
@@ -380,7 +387,7 @@ impl World {
 
 #[test]
 fn every_replica_holds_what_the_history_says() {
-    let mut records = std::collections::BTreeMap::new();
+    let mut records = BTreeMap::new();
     let (mut truncated, mut restored) = (0, 0);
     for seed in 0..120 {
         let mut world = World::new(seed);
@@ -520,6 +527,38 @@ fn garbage_is_counted_from_the_log_start() {
     replica.machine.log_start(keep_from);
     assert!(!replica.machine.should_carry(100_000));
     assert!(replica.machine.kept_len() < 5);
+}
+
+/// What is counted of the messages is what counting them comes to.
+fn assert_counted(index: &Index) {
+    let (mut tallies, mut held_for) = (BTreeMap::new(), HeldFor::default());
+    let (mut bytes, mut memory) = (0, 0);
+    for message in index.messages().iter().map(|(_, message)| message) {
+        bytes += message.log_bytes;
+        memory += message.memory_bytes();
+        let tally: &mut Tally = tallies.entry(message.tenant.clone()).or_default();
+        tally.messages += 1;
+        tally.bytes += message.log_bytes;
+        for slot in &message.slots {
+            held_for.moved(None, slot.stand());
+            match slot.stand() {
+                Stand::Terminal(_) => {}
+                Stand::Pending(_) if message.held.is_empty() => match slot.attempts() {
+                    0 => tally.incoming += 1,
+                    _ => tally.deferred += 1,
+                },
+                Stand::Pending(_) | Stand::Held(_) => tally.hold += 1,
+            }
+        }
+    }
+    assert_eq!(*index.tallies(), tallies);
+    assert_eq!(index.held_for(), held_for);
+    assert_eq!((index.bytes(), index.memory_bytes()), (bytes, memory));
+}
+
+fn held_outcome(number: u32) -> Outcome {
+    let reason = GROUP_TOO_LARGE.to_owned();
+    outcome(number, Attempt::Held(Held { reason }))
 }
 
 fn delayed_outcome(number: u32) -> Outcome {

@@ -11,7 +11,7 @@ use hikyaku_proto::v1::{AttemptRecord, Body, Carry, Envelope, Recipient};
 use crate::delays::asks;
 use crate::index::RecipientKey;
 use crate::machine::{MESSAGE_MEMORY_BYTES, QueueMachine};
-use crate::recipient::{Message, Slot};
+use crate::recipient::{Message, Slot, Stand};
 
 /// Octets of states in one Carry above which histories are left out, so that the record fits any log.
 const CARRIED_STATES_BYTES_MAX: usize = 384 * 1024;
@@ -171,6 +171,41 @@ impl QueueMachine {
         })
     }
 
+    /// Whether a recipient of the message, other than those in `except`, is being tried or due at `now_ms`.
+    pub fn is_another_due(&self, id: MessageId, now_ms: u64, except: &BTreeSet<u32>) -> bool {
+        let Some(message) = self.index.message(id) else {
+            return false;
+        };
+        let is_due = |number: u32, slot: &Slot| {
+            let due = slot.pending_due();
+            due.is_some_and(|due_ms| due_ms <= now_ms || self.index.is_taken((id, number)))
+        };
+        message.held.is_empty()
+            && (0..)
+                .zip(&message.slots)
+                .any(|(number, slot)| is_due(number, slot) && !except.contains(&number))
+    }
+
+    /// Whether another recipient that comes from the same address of the sender's has the mail, may still get it, or has failed
+    /// with a report. Those that stand for others do not count, nor those that ended without anybody hearing of it.
+    pub fn is_another_served(&self, key: RecipientKey) -> bool {
+        let Some(message) = self.index.message(key.0) else {
+            return false;
+        };
+        let counts = |slot: &Slot| match slot.stand() {
+            Stand::Terminal(terminal) => match terminal.how() {
+                How::Expanded => false,
+                How::Bounced => !terminal.dsn_id.is_empty(),
+                _ => true,
+            },
+            Stand::Pending(_) | Stand::Held(_) => true,
+        };
+        let root = root(message, key.1);
+        (0..).zip(&message.slots).any(|(number, slot)| {
+            number != key.1 && counts(slot) && self::root(message, number) == root
+        })
+    }
+
     /// Whether more of this shard's log is garbage than live, by more than `slack_bytes`; or what must be remembered of facts
     /// since the log start takes much memory beside the live messages, or a quarter of all that the queue may take: it must not
     /// keep new mail out.
@@ -233,20 +268,29 @@ impl QueueMachine {
 
 /// The address the sender wrote for a recipient: that of the one it was expanded from in the end.
 fn original_address(message: &Message, slot: &Slot) -> String {
-    let mut root = slot.origin();
-    // a parent's number is lower than its children's, so this ends
-    while let Some(parent) = root.parent
-        && let Some(slot) = usize::try_from(parent)
-            .ok()
-            .and_then(|number| message.slots.get(number))
-        && let origin = slot.origin()
-        && origin.parent != Some(parent)
-    {
-        root = origin;
-    }
-    root.recipient
+    let root = match slot.origin().parent {
+        Some(parent) => slot_of(message, root(message, parent)),
+        None => Some(slot),
+    };
+    root.and_then(Slot::recipient)
         .map(|recipient| recipient.address)
         .unwrap_or_default()
+}
+
+/// The number of the recipient that recipient `number` was expanded from in the end.
+fn root(message: &Message, mut number: u32) -> u32 {
+    // a parent's number is lower than its children's, so this ends
+    while let Some(slot) = slot_of(message, number)
+        && let Some(parent) = slot.origin().parent
+        && parent < number
+    {
+        number = parent;
+    }
+    number
+}
+
+fn slot_of(message: &Message, number: u32) -> Option<&Slot> {
+    message.slots.get(usize::try_from(number).ok()?)
 }
 
 #[cfg(test)]
