@@ -10,7 +10,7 @@ use crate::{Decision, Directory, Resolution, Unavailable};
 
 /// Forwards and groups followed in a row, as in the queue.
 pub const DEPTH_MAX: usize = 10;
-/// Addresses looked at.
+/// Addresses looked at, at most.
 const STEPS_MAX: usize = 1000;
 
 /// One address on the way.
@@ -31,14 +31,14 @@ pub enum Outcome {
     Resolved(Resolution),
     /// The directory does not know now.
     Unavailable(Unavailable),
-    /// The entry was followed before on this way.
+    /// The entry was followed before on this way, and leads to nothing but itself.
     Loop {
         /// Its DN.
         entry: String,
     },
     /// More than [`DEPTH_MAX`] forwards and groups in a row.
     TooDeep,
-    /// Looked at already, on another way: equal final recipients get one copy.
+    /// Looked at already, on this way or another one: equal final recipients get one copy.
     Again,
 }
 
@@ -92,15 +92,52 @@ async fn step(
         _ => return (Outcome::Resolved(resolution), Vec::new()),
     };
     match &resolution.entry {
-        Some(entry) if followed.contains(entry) => (
-            Outcome::Loop {
-                entry: entry.clone(),
-            },
-            Vec::new(),
-        ),
+        Some(entry) if followed.contains(entry) => {
+            let outcome = match leads_somewhere(directory, address).await {
+                Ok(true) => Outcome::Again,
+                Ok(false) => Outcome::Loop {
+                    entry: entry.clone(),
+                },
+                Err(unavailable) => Outcome::Unavailable(unavailable),
+            };
+            (outcome, Vec::new())
+        }
         _ if followed.len() >= DEPTH_MAX => (Outcome::TooDeep, Vec::new()),
         _ => (Outcome::Resolved(resolution), next),
     }
+}
+
+/// Whether mail to `address` comes to anything but forwards and groups that lead back to each other: a mailbox, another site,
+/// or an address of which the sender hears that it does not exist or is in doubt. Taken for granted of more than [`STEPS_MAX`].
+///
+/// # Errors
+/// When the directory does not answer.
+pub async fn leads_somewhere(
+    directory: &dyn Directory,
+    address: &Mailbox,
+) -> Result<bool, Unavailable> {
+    let mut seen = BTreeSet::from([address.clone()]);
+    let mut waiting = vec![address.clone()];
+    while let Some(address) = waiting.pop() {
+        let decision = match directory.resolve(&address).await {
+            Ok(resolution) => resolution.decision,
+            Err(unavailable) if unavailable.is_doubt() => return Ok(true),
+            Err(unavailable) => return Err(unavailable),
+        };
+        let next = match decision {
+            Decision::Forward { to } => vec![to],
+            Decision::Group { members, .. } if !members.is_empty() => members,
+            _ => return Ok(true),
+        };
+        if seen.len() > STEPS_MAX {
+            return Ok(true);
+        }
+        waiting.extend(
+            next.into_iter()
+                .filter(|member| seen.insert(member.clone())),
+        );
+    }
+    Ok(false)
 }
 
 impl fmt::Display for Step {

@@ -71,8 +71,18 @@ async fn loops_end() {
     ];
     let steps_taken = steps(&nested.concat(), "g@example.jp").await;
     assert_eq!(steps_taken.len(), 5, "{steps_taken:#?}");
-    assert!(steps_taken[2].ends_with("g@example.jp: fails: a loop, cn=g was followed before"));
+    assert_eq!(
+        steps_taken[2], "    g@example.jp: met before: one copy",
+        "its members get the mail"
+    );
     assert!(steps_taken[4].ends_with("alice@example.jp: met before: one copy"));
+    let endless = [
+        group("g", &["h@example.jp", "i@example.jp"]),
+        group("h", &["g@example.jp"]),
+        group("i", &["h@example.jp"]),
+    ];
+    let steps_taken = steps(&endless.concat(), "g@example.jp").await;
+    assert!(steps_taken[2].ends_with("g@example.jp: fails: a loop, cn=g was followed before"));
 }
 
 #[tokio::test]
