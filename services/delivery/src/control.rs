@@ -13,6 +13,7 @@ use hikyaku_proto::v1::{
     Operate, QueueListRequest, QueueOperateReply, QueueOperateRequest, QueueShowReply,
     record::Command,
 };
+use hikyaku_queue::held::NO_OUTBOUND;
 use hikyaku_queue::inspect::Listed;
 use hikyaku_queue::machine::{Answer, QueueMachine};
 use hikyaku_serve::metrics;
@@ -57,7 +58,7 @@ impl QueueControl {
         QueueShowReply { message, activity }
     }
 
-    /// What has not answered for long.
+    /// What has not answered for long, what cannot be read, and what is held for a reason that somebody must look at.
     pub fn alarms(&self) -> Vec<String> {
         let mut alarms = self.lanes().alarms(Instant::now(), ALARM_PATIENCE);
         let quarantined = self.shard.read(|machine| machine.quarantined().to_vec());
@@ -67,6 +68,14 @@ impl QueueControl {
                 self.shard.id()
             ));
         }
+        let held_for = self.shard.read(|machine| machine.index().held_for());
+        // mail for other sites is held as a rule, and waits for no mending
+        let held = held_for.counts();
+        let held = held.filter(|(reason, count)| *count > 0 && *reason != NO_OUTBOUND);
+        alarms.extend(held.map(|(reason, count)| {
+            let shard = self.shard.id();
+            format!("{shard}: {count} recipients are held, {reason}; see `hikyaku queue list --state hold`")
+        }));
         alarms
     }
 

@@ -12,9 +12,10 @@ use hikyaku_proto::v1::deliver_reply::Answer;
 use hikyaku_proto::v1::outcome::Result as Attempt;
 use hikyaku_proto::v1::void_reply::Answer as VoidAnswer;
 use hikyaku_proto::v1::{
-    ClaimRequest, Deferred, Deliver, DeliverRequest, Delivered, LocalTarget, LookupRequest,
-    NotOwner, Recipient, Status, Stored, VoidRequest,
+    ClaimRequest, Deliver, DeliverRequest, Delivered, LocalTarget, LookupRequest, NotOwner,
+    Recipient, Stored, VoidRequest,
 };
+use hikyaku_queue::held;
 use hikyaku_serve::trace;
 use tracing::{Instrument as _, Span};
 
@@ -48,7 +49,7 @@ async fn claim(job: &mut Job<'_>, local: &LocalTarget) -> Result<Step, Step> {
             let wanted = placement.shard(&local.tenant, &local.mbox, &local.account);
             let Some(shard) = wanted else {
                 tracing::error!(mbox = local.mbox, account = local.account, "no such mbox");
-                return job.hold("unknown-mbox").await;
+                return job.hold(held::UNKNOWN_MBOX).await;
             };
             let request = ClaimRequest {
                 account: local.account.clone(),
@@ -231,27 +232,14 @@ async fn not_now(
     later: Reply,
     never: Reply,
 ) -> Result<Step, Step> {
-    let context = job.context;
-    let log_time_ms = context.shard.read(|machine| machine.log_time_ms());
-    let envelope = &job.work.envelope;
-    let null_path = envelope.reverse_path.is_empty();
-    let schedule = context.options.schedule;
-    if schedule.has_expired(envelope.received_ms, log_time_ms, null_path) {
+    if job.has_expired() {
         if let Some(step) = void(job, local).await? {
             return Ok(step);
         }
         return bounce::fail(job, never, "expired").await;
     }
-    let random = context.shard.ambient().random();
-    let due_ms = context.now_ms() + schedule.delay_ms(job.work.attempts, random);
-    let deferred = Deferred {
-        status: Some(Status::from(&later)),
-        due_ms,
-    };
-    job.record(Attempt::Deferred(deferred)).await;
     let at = job.entry.owner.map(|owner| format!("mbox-{}", owner.shard));
-    job.attempted(at.as_deref().unwrap_or_default(), &later, "", due_ms);
-    Ok(Step::Done)
+    Ok(job.put_off(at.as_deref().unwrap_or_default(), &later).await)
 }
 
 /// The mailbox takes no mail. Perhaps the address belongs to somebody else by now.
@@ -301,7 +289,7 @@ fn moved(job: &mut Job<'_>, local: &LocalTarget, said: NotOwner) -> Result<Step,
 async fn reroute(job: &mut Job<'_>, local: &LocalTarget) -> Result<Step, Step> {
     job.entry.reroute = true;
     let Ok(address) = job.work.recipient.address.parse::<Mailbox>() else {
-        return job.hold("malformed").await;
+        return job.hold(held::MALFORMED).await;
     };
     let resolution = job.resolve(&address).await?;
     if let Some(step) = void(job, local).await? {

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::job::{Context, Job, Step};
 use crate::lanes::Entry;
-use crate::report::{self, Event, Other};
+use crate::report::{self, ADDRESSES_MAX, Event, Other};
 
 /// How often delays are looked for.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -28,8 +28,6 @@ const INTERVAL: Duration = Duration::from_secs(5);
 const ROUND_MAX: usize = 64;
 /// Mails looked at in one round.
 const LOOKED_MAX: usize = 4096;
-/// Addresses that one report names.
-const ADDRESSES_MAX: usize = 100;
 
 /// Reports delays until the node drains.
 pub async fn run(context: Arc<Context>, drain: CancellationToken) {
@@ -124,17 +122,23 @@ async fn tell(context: &Context, id: MessageId, late: Vec<Work>) -> Result<(), S
     let mut addresses = addresses.into_values();
     loop {
         let together: Vec<Vec<Work>> = addresses.by_ref().take(ADDRESSES_MAX).collect();
-        let outcomes = together.iter().flatten().map(|work| Outcome {
-            recipient: work.key.1,
-            result: Some(Attempt::Delayed(Delayed {})),
-        });
-        let outcomes: Vec<Outcome> = outcomes.collect();
+        let outcomes = together
+            .iter()
+            .map(|works| works.iter().map(told).collect());
+        let outcomes: Vec<Vec<Outcome>> = outcomes.collect();
         let mut named = together.into_iter().filter_map(last_tried);
         let Some(first) = named.next() else {
             return Ok(());
         };
         let others = named.map(other).collect();
         tell_together(context, id, outcomes, first, others).await?;
+    }
+}
+
+fn told(work: &Work) -> Outcome {
+    Outcome {
+        recipient: work.key.1,
+        result: Some(Attempt::Delayed(Delayed {})),
     }
 }
 
@@ -159,11 +163,11 @@ fn last_reply(work: &Work) -> Option<Reply> {
 }
 
 /// One record for all of them and the report; void when one of them has been settled or told of meanwhile, and then what is left
-/// comes round again.
+/// comes round again. So do those addresses that the report has no room for.
 async fn tell_together(
     context: &Context,
     id: MessageId,
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<Vec<Outcome>>,
     first: Work,
     others: Vec<Other>,
 ) -> Result<(), Step> {
@@ -184,9 +188,10 @@ async fn tell_together(
     };
     // nobody to tell is told once too
     let report = report::compose(&mut job, event).await?;
+    let told = report.as_ref().map_or(outcomes.len(), |report| report.told);
     let command = Command::Attempted(Attempted {
         message_id: Bytes::copy_from_slice(&id.to_bytes()),
-        outcomes,
+        outcomes: outcomes.into_iter().take(told).flatten().collect(),
         report: report.as_ref().map(|report| report.accept.clone()),
     });
     let answer = context.facts.commit(command).await;

@@ -2,22 +2,23 @@
 //! numbers the children, so whoever leads and however often, every child is delivered under one number.
 
 use bytes::Bytes;
-use hikyaku_directory::explain::DEPTH_MAX;
+use hikyaku_directory::explain::{DEPTH_MAX, leads_somewhere};
 use hikyaku_directory::{Account, Decision, Resolution};
 use hikyaku_mail::dsn::Action;
 use hikyaku_mail::path::Mailbox;
 use hikyaku_mail::reply::Reply;
-use hikyaku_proto::v1::outcome::Result as Attempt;
 use hikyaku_proto::v1::recipient::Target;
 use hikyaku_proto::v1::{
-    Deferred, ExpandTarget, LocalTarget, Recipient, RemoteTarget, Routed, Status, record::Command,
+    ExpandTarget, LocalTarget, Recipient, RemoteTarget, Routed, record::Command,
 };
 use hikyaku_queue::delays::asks;
+use hikyaku_queue::held;
 use hikyaku_queue::machine::Answer;
 use hikyaku_queue::room::bytes_of;
 
 use crate::bounce;
-use crate::job::{Job, Step};
+use crate::job::{ANSWER_TIMEOUT, Job, Step};
+use crate::lanes::LaneKey;
 use crate::report::{self, Composed, Event};
 
 /// Members of one group; a larger one waits for an operator.
@@ -28,7 +29,7 @@ const CHILDREN_BYTES_MAX: usize = 768 * 1024;
 /// The next step for a recipient that is to be resolved. `seen` are the entries followed on the way to it.
 pub async fn step(job: &mut Job<'_>, seen: &[String]) -> Result<Step, Step> {
     let Ok(address) = job.work.recipient.address.parse::<Mailbox>() else {
-        return job.hold("malformed").await;
+        return job.hold(held::MALFORMED).await;
     };
     let resolution = job.resolve(&address).await?;
     route(job, &address, resolution, seen).await
@@ -47,7 +48,7 @@ pub async fn route(
         None => format!("address:{address}"),
     };
     let followed: Vec<String> = seen.iter().cloned().chain([entry.clone()]).collect();
-    let again = seen.contains(&entry) || seen.len() >= DEPTH_MAX;
+    let is_met = seen.contains(&entry);
     match resolution.decision {
         Decision::Local {
             account,
@@ -59,19 +60,18 @@ pub async fn route(
             let child = local(job, &delivered_to, &account);
             routed_to(job, child, rule).await
         }
-        Decision::Forward { .. } | Decision::Group { .. } if again => {
-            let reply = Reply::new(554, (5, 4, 6), "routing loop");
-            bounce::fail(job, reply, "loop").await
+        Decision::Forward { .. } | Decision::Group { .. } if is_met || seen.len() >= DEPTH_MAX => {
+            again(job, address, is_met).await
         }
         Decision::Forward { to } => {
             let mut children = children(job, &[to], &followed).await;
             match children.pop() {
                 Some(only) => routed_to(job, only, rule).await,
-                None => job.hold("malformed").await,
+                None => job.hold(held::MALFORMED).await,
             }
         }
         Decision::Group { members, .. } if members.len() > MEMBERS_MAX => {
-            job.hold("group-too-large").await
+            job.hold(held::GROUP_TOO_LARGE).await
         }
         Decision::Group { members, .. } if members.is_empty() => {
             let reply = Reply::new(550, (5, 1, 1), "nobody is in this group");
@@ -109,27 +109,40 @@ pub async fn route(
     }
 }
 
+/// Whether an address met before on the way to this recipient has been served: it leads somewhere, and the mail has other
+/// recipients. What leads to itself alone is an endless forward. So is what served nobody else, for the directory may have
+/// changed meanwhile.
+async fn is_served(job: &Job<'_>, address: &Mailbox) -> Result<bool, Step> {
+    let key = job.work.key;
+    let shard = &job.context.shard;
+    if !shard.read(|machine| machine.is_another_served(key)) {
+        return Ok(false);
+    }
+    let failed = |reason: String| Step::Failed(LaneKey::Directory, reason);
+    let asked = leads_somewhere(&*job.context.directory, address);
+    match tokio::time::timeout(ANSWER_TIMEOUT, asked).await {
+        Ok(answer) => answer.map_err(|unavailable| failed(unavailable.reason)),
+        Err(_) => Err(failed("timeout".into())),
+    }
+}
+
+/// An address met before on the way to this recipient, or one too many: its members have the mail, or it goes on for ever.
+async fn again(job: &mut Job<'_>, address: &Mailbox, is_met: bool) -> Result<Step, Step> {
+    if is_met && is_served(job, address).await? {
+        return bounce::end_unreported(job, "met before: its members get the mail once").await;
+    }
+    let reply = Reply::new(554, (5, 4, 6), "routing loop");
+    bounce::fail(job, reply, "loop").await
+}
+
 /// The directory says the account takes no mail: a trouble of the world's.
 async fn disabled(job: &mut Job<'_>) -> Result<Step, Step> {
-    let context = job.context;
-    let log_time_ms = context.shard.read(|machine| machine.log_time_ms());
-    let envelope = &job.work.envelope;
-    let schedule = context.options.schedule;
-    let null_path = envelope.reverse_path.is_empty();
-    if schedule.has_expired(envelope.received_ms, log_time_ms, null_path) {
+    if job.has_expired() {
         let reply = Reply::new(550, (5, 2, 1), "mailbox disabled");
         return bounce::fail(job, reply, "expired").await;
     }
     let later = Reply::new(450, (4, 2, 1), "mailbox disabled");
-    let random = context.shard.ambient().random();
-    let due_ms = context.now_ms() + schedule.delay_ms(job.work.attempts, random);
-    let deferred = Deferred {
-        status: Some(Status::from(&later)),
-        due_ms,
-    };
-    job.record(Attempt::Deferred(deferred)).await;
-    job.attempted("directory", &later, "", due_ms);
-    Ok(Step::Done)
+    Ok(job.put_off("directory", &later).await)
 }
 
 /// The recipients that `addresses` are now. What is not final, or not known now, is resolved later under its own number.
@@ -279,7 +292,7 @@ async fn routed(
             }
             Ok(Step::Done)
         }
-        Answer::Void if is_live(job) => job.hold("group-too-large").await,
+        Answer::Void if is_live(job) => job.hold(held::GROUP_TOO_LARGE).await,
         // somebody else was first
         Answer::Void => Ok(Step::Done),
     }

@@ -10,6 +10,7 @@ use hikyaku_mail::id::MessageId;
 use hikyaku_proto::convert::message_id;
 use hikyaku_proto::v1::outcome::Result as Attempt;
 use hikyaku_proto::v1::{Accept, Attempted, Held, Outcome, record::Command};
+use hikyaku_queue::held::RECORD_TOO_LARGE;
 use hikyaku_queue::machine::{Answer, QueueMachine};
 use hikyaku_serve::tasks::Tasks;
 use hikyaku_shard::runtime::{ProposeError, Shard};
@@ -21,8 +22,6 @@ const WAITING_MAX: usize = 1024;
 const BATCH_MAX: usize = 256;
 /// Between tries while the log takes nothing: first and longest.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
-/// Why a recipient is held whose end fits no record.
-const TOO_LARGE: &str = "record-too-large";
 
 struct Fact {
     message: MessageId,
@@ -198,7 +197,7 @@ fn shorter(command: &Command) -> Option<Command> {
     let held = |recipient| Outcome {
         recipient,
         result: Some(Attempt::Held(Held {
-            reason: TOO_LARGE.to_owned(),
+            reason: RECORD_TOO_LARGE.to_owned(),
         })),
     };
     Some(attempted(
@@ -208,5 +207,5 @@ fn shorter(command: &Command) -> Option<Command> {
 }
 
 fn is_held_for_length(outcome: &Outcome) -> bool {
-    matches!(&outcome.result, Some(Attempt::Held(held)) if held.reason == TOO_LARGE)
+    matches!(&outcome.result, Some(Attempt::Held(held)) if held.reason == RECORD_TOO_LARGE)
 }

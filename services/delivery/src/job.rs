@@ -17,15 +17,20 @@ use hikyaku_proto::v1::outcome::Result as Attempt;
 use hikyaku_proto::v1::recipient::Target;
 use hikyaku_proto::v1::{Body, Deferred, Held, Record, Status};
 use hikyaku_queue::bodies::body_in;
+use hikyaku_queue::held;
+use hikyaku_queue::index::RecipientKey;
 use hikyaku_queue::machine::{Answer, QueueMachine};
 use hikyaku_queue::work::Work;
 use hikyaku_serve::metrics;
 use hikyaku_shard::runtime::Shard;
 use prost::Message as _;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 use crate::facts::Facts;
+use crate::failures::Failures;
 use crate::homes::Homes;
-use crate::lanes::{Entry, LaneKey};
+use crate::lanes::{Entry, LaneKey, Lanes};
 use crate::leader::DeliveryOptions;
 use crate::placement::Placement;
 use crate::report::Composed;
@@ -60,6 +65,14 @@ pub struct Context {
     settling: Vec<tokio::sync::Mutex<()>>,
     /// Results.
     pub facts: Facts,
+    /// Recipients that have failed and wait for others of their mail.
+    pub failures: Failures,
+    /// Recipients under way, and who waits for what.
+    pub lanes: Arc<Mutex<Lanes>>,
+    /// A recipient under way has left its lane.
+    pub left: Notify,
+    /// The node drains: nothing new is started.
+    pub drain: CancellationToken,
     homes: Mutex<Homes>,
 }
 
@@ -70,6 +83,7 @@ impl Context {
         deps: crate::leader::Deps,
         facts: Facts,
         options: DeliveryOptions,
+        drain: CancellationToken,
     ) -> Context {
         Context {
             shard,
@@ -84,7 +98,22 @@ impl Context {
                 .collect(),
             options,
             facts,
+            failures: Failures::default(),
+            lanes: Arc::default(),
+            left: Notify::new(),
+            drain,
         }
+    }
+
+    /// Lanes and who is in them.
+    pub fn lanes(&self) -> MutexGuard<'_, Lanes> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A recipient under way needs its lane no longer: somebody else may have its place.
+    pub fn leave_lane(&self, key: RecipientKey) {
+        self.lanes().left(key);
+        self.left.notify_one();
     }
 
     /// The owners learned so far.
@@ -170,13 +199,13 @@ pub async fn run(context: &Context, work: Work, entry: Entry) -> Ended {
 impl Job<'_> {
     async fn step(&mut self) -> Result<Step, Step> {
         if self.entry.poison {
-            return self.hold("poison").await;
+            return self.hold(held::POISON).await;
         }
         match self.work.recipient.target.clone() {
             Some(Target::Local(local)) => courier::step(self, &local).await,
             Some(Target::Expand(seen)) => expand::step(self, &seen.seen).await,
-            Some(Target::Remote(_)) => self.hold("no-outbound").await,
-            None => self.hold("malformed").await,
+            Some(Target::Remote(_)) => self.hold(held::NO_OUTBOUND).await,
+            None => self.hold(held::MALFORMED).await,
         }
     }
 
@@ -241,19 +270,56 @@ impl Job<'_> {
         Ok(answer)
     }
 
+    /// Whether the mail has been tried long enough, by log time.
+    pub fn has_expired(&self) -> bool {
+        let log_time_ms = self.context.shard.read(|machine| machine.log_time_ms());
+        let (envelope, schedule) = (&self.work.envelope, self.context.options.schedule);
+        let null_path = envelope.reverse_path.is_empty();
+        schedule.has_expired(envelope.received_ms, log_time_ms, null_path)
+    }
+
+    fn expires_ms(&self) -> u64 {
+        let envelope = &self.work.envelope;
+        let null_path = envelope.reverse_path.is_empty();
+        let schedule = self.context.options.schedule;
+        schedule.expires_ms(envelope.received_ms, null_path)
+    }
+
+    /// Tries again later, by the schedule: a trouble of the world's, answered by `at`.
+    pub async fn put_off(&self, at: &str, reply: &Reply) -> Step {
+        let schedule = self.context.options.schedule;
+        let random = self.context.shard.ambient().random();
+        let now_ms = self.context.now_ms();
+        let due_ms = schedule.due_ms(now_ms, self.work.attempts, random, self.expires_ms());
+        self.defer(at, reply, "", due_ms).await
+    }
+
+    async fn defer(&self, at: &str, reply: &Reply, reason: &str, due_ms: u64) -> Step {
+        let deferred = Deferred {
+            status: Some(Status::from(reply)),
+            due_ms,
+        };
+        self.record(Attempt::Deferred(deferred)).await;
+        self.attempted(at, reply, reason, due_ms);
+        Step::Done
+    }
+
     async fn in_doubt(&self, doubt: &Unavailable) -> Step {
         let attempts = self.work.attempts.min(DOUBT_DOUBLINGS_MAX);
         let random = self.context.shard.ambient().random();
         let schedule = self.context.options.schedule;
         let due_ms = self.context.now_ms() + schedule.delay_ms(attempts, random);
         let reply = doubt.reply();
-        let deferred = Deferred {
-            status: Some(Status::from(&reply)),
-            due_ms,
-        };
-        self.record(Attempt::Deferred(deferred)).await;
-        self.attempted("directory", &reply, &doubt.reason, due_ms);
-        Step::Done
+        self.defer("directory", &reply, &doubt.reason, due_ms).await
+    }
+
+    /// The lane it waits in for its next step.
+    pub fn lane(&self) -> LaneKey {
+        match (&self.work.recipient.target, self.entry.owner) {
+            (Some(Target::Local(_)), Some(owner)) => LaneKey::Mbox(owner.shard),
+            (Some(Target::Local(_)), None) => LaneKey::Home,
+            _ => LaneKey::Directory,
+        }
     }
 
     /// The content, from memory or from the log.
@@ -276,7 +342,7 @@ impl Job<'_> {
     }
 
     /// Writes the postmaster's line about an attempt that settles nothing.
-    pub fn attempted(&self, at: &str, reply: &Reply, reason: &str, next_attempt_ms: u64) {
+    fn attempted(&self, at: &str, reply: &Reply, reason: &str, next_attempt_ms: u64) {
         metrics::DEFERRED.add(1);
         maillog::attempted(maillog::Attempted {
             queue_id: self.work.key.0,

@@ -137,7 +137,18 @@ impl Lane {
 pub struct Lanes {
     lanes: BTreeMap<LaneKey, Lane>,
     last: Option<LaneKey>,
-    running: BTreeMap<RecipientKey, LaneKey>,
+    running: BTreeMap<RecipientKey, Running>,
+    /// Octets of content of all that run.
+    bytes: u64,
+}
+
+/// A recipient under way.
+#[derive(Clone, Copy, Debug)]
+struct Running {
+    /// The lane it is counted in, until it leaves that.
+    lane: Option<LaneKey>,
+    /// Octets of content that it holds.
+    bytes: u64,
 }
 
 /// A recipient that may start, in its lane.
@@ -177,7 +188,11 @@ impl Lanes {
             let lane = self.lanes.get_mut(&key)?;
             if let Some(entry) = lane.pop(now, window(key)) {
                 self.last = Some(key);
-                self.running.insert(entry.key, key);
+                let running = Running {
+                    lane: Some(key),
+                    bytes: 0,
+                };
+                self.running.insert(entry.key, running);
                 return Some(Started {
                     entry,
                     lane: key,
@@ -188,12 +203,33 @@ impl Lanes {
         None
     }
 
+    /// What [`Lanes::pop`] started holds so many octets of content.
+    pub fn holds(&mut self, key: RecipientKey, bytes: u64) {
+        if let Some(running) = self.running.get_mut(&key) {
+            self.bytes = self.bytes - running.bytes + bytes;
+            running.bytes = bytes;
+        }
+    }
+
+    /// What [`Lanes::pop`] started needs its lane no longer, nor the content: its place is another one's. It is still under way.
+    pub fn left(&mut self, key: RecipientKey) {
+        self.holds(key, 0);
+        let lane = self.running.get_mut(&key);
+        if let Some(lane) = lane.and_then(|running| running.lane.take()) {
+            self.leave(lane);
+        }
+    }
+
     /// Ends what [`Lanes::pop`] started.
     pub fn ended(&mut self, started: &Started) {
+        self.left(started.entry.key);
         self.running.remove(&started.entry.key);
-        if let Some(lane) = self.lanes.get_mut(&started.lane) {
+    }
+
+    fn leave(&mut self, key: LaneKey) {
+        if let Some(lane) = self.lanes.get_mut(&key) {
             lane.running = lane.running.saturating_sub(1);
-            self.drop_if_idle(started.lane);
+            self.drop_if_idle(key);
         }
     }
 
@@ -274,6 +310,11 @@ impl Lanes {
         self.running.len()
     }
 
+    /// Octets of content that those under way hold.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Recipients queued.
     pub fn waiting(&self) -> usize {
         self.lanes.values().map(Lane::waiting).sum()
@@ -282,8 +323,12 @@ impl Lanes {
     /// One line about each recipient of a message that is here.
     pub fn activity(&self, message: hikyaku_mail::id::MessageId, now: Instant) -> Vec<String> {
         let mut lines: BTreeMap<u32, String> = BTreeMap::new();
-        for (key, lane) in self.running.range((message, 0)..=(message, u32::MAX)) {
-            lines.insert(key.1, format!("recipient {}: under way, {lane}", key.1));
+        for (key, running) in self.running.range((message, 0)..=(message, u32::MAX)) {
+            let line = match running.lane {
+                Some(lane) => format!("recipient {}: under way, {lane}", key.1),
+                None => format!("recipient {}: has failed, is being reported", key.1),
+            };
+            lines.insert(key.1, line);
         }
         for (key, lane) in &self.lanes {
             let entries = lane.tenants.values().flatten();
@@ -365,6 +410,35 @@ mod tests {
         lanes.ended(&started[0]);
         assert_eq!(pop(&mut lanes, now).unwrap().lane, LaneKey::Mbox(0));
         assert_eq!((lanes.running(), lanes.waiting()), (3, 8));
+    }
+
+    #[test]
+    fn who_leaves_a_lane_makes_room_in_it_and_is_still_under_way() {
+        let now = Instant::now();
+        let mut lanes = Lanes::default();
+        let lane = LaneKey::Directory;
+        for n in 0..3 {
+            lanes.push(lane, entry("t", n));
+        }
+        let first = pop(&mut lanes, now).unwrap();
+        let second = pop(&mut lanes, now).unwrap();
+        assert!(pop(&mut lanes, now).is_none());
+        lanes.holds(first.entry.key, 700);
+        lanes.holds(second.entry.key, 20);
+        assert_eq!((lanes.running(), lanes.bytes()), (2, 720));
+        lanes.left(first.entry.key);
+        lanes.left(first.entry.key);
+        assert_eq!((lanes.running(), lanes.bytes()), (2, 20));
+        assert!(pop(&mut lanes, now).is_some() && pop(&mut lanes, now).is_none());
+        let message = first.entry.key.0;
+        assert!(lanes.activity(message, now)[0].contains("reported"));
+        // it was counted in its lane once
+        lanes.push(lane, entry("t", 9));
+        lanes.ended(&first);
+        assert!(pop(&mut lanes, now).is_none());
+        lanes.ended(&second);
+        assert_eq!((lanes.running(), lanes.bytes()), (1, 0));
+        assert!(pop(&mut lanes, now).is_some());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -108,17 +108,16 @@ impl Leader {
         deps: Deps,
         options: DeliveryOptions,
     ) -> QueueControl {
+        let facts = Facts::start(tasks, &shard);
+        let context = Context::new(shard.clone(), deps, facts, options, tasks.draining());
         let control = QueueControl {
-            shard: shard.clone(),
-            lanes: Arc::default(),
+            shard,
+            lanes: context.lanes.clone(),
             nudge: Arc::new(Notify::new()),
         };
-        let facts = Facts::start(tasks, &shard);
         let dispatcher = Dispatcher {
             tasks: tasks.clone(),
-            lanes: control.lanes.clone(),
-            context: Arc::new(Context::new(shard, deps, facts, options)),
-            bytes: 0,
+            context: Arc::new(context),
             panics: BTreeMap::new(),
         };
         let nudge = control.nudge.clone();
@@ -130,7 +129,6 @@ impl Leader {
 /// A job's end as the dispatcher hears it.
 struct Report {
     started: Started,
-    bytes: u64,
     /// `None`: it panicked.
     ended: Option<Ended>,
 }
@@ -138,9 +136,6 @@ struct Report {
 struct Dispatcher {
     tasks: Tasks,
     context: Arc<Context>,
-    lanes: Arc<Mutex<Lanes>>,
-    /// Octets of content under way.
-    bytes: u64,
     panics: BTreeMap<MessageId, u32>,
 }
 
@@ -181,6 +176,8 @@ impl Dispatcher {
                 }
                 () = drain.cancelled(), if !draining => {}
                 () = nudge.notified() => self.lanes().nudge(Instant::now()),
+                // there is room for another one
+                () = self.context.left.notified() => {}
                 _ = applied.changed(), if !draining => {}
                 () = tokio::time::sleep_until(look_at) => {}
             }
@@ -188,7 +185,7 @@ impl Dispatcher {
     }
 
     fn lanes(&self) -> MutexGuard<'_, Lanes> {
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.context.lanes()
     }
 
     /// Moves whoever is due from the index into lanes.
@@ -223,7 +220,7 @@ impl Dispatcher {
     }
 
     /// Starts jobs while limits allow.
-    fn start_jobs(&mut self, sender: &mpsc::Sender<Report>) {
+    fn start_jobs(&self, sender: &mpsc::Sender<Report>) {
         let options = &self.context.options;
         let (in_flight_max, bytes_max) = (options.in_flight_max, options.in_flight_bytes_max);
         let (mbox, lookup) = (
@@ -237,7 +234,7 @@ impl Dispatcher {
         loop {
             let started = {
                 let mut lanes = self.lanes();
-                if lanes.running() >= in_flight_max || self.bytes >= bytes_max {
+                if lanes.running() >= in_flight_max || lanes.bytes() >= bytes_max {
                     return;
                 }
                 lanes.pop(Instant::now(), window)
@@ -252,26 +249,20 @@ impl Dispatcher {
                 self.give_back(&started.entry);
                 continue;
             };
-            let bytes = work.size.min(INLINE_BYTES_MAX);
-            self.bytes += bytes;
+            self.lanes().holds(key, work.size.min(INLINE_BYTES_MAX));
             let context = self.context.clone();
             let sender = sender.clone();
             self.tasks.spawn("courier", async move {
                 // boxed here: a job is large, and moved several times on its way into a task
                 let running = Box::pin(job::run(&context, work, started.entry.clone()));
                 let ended = AssertUnwindSafe(running).catch_unwind().await.ok();
-                let report = Report {
-                    started,
-                    bytes,
-                    ended,
-                };
+                let report = Report { started, ended };
                 let _ = sender.send(report).await;
             });
         }
     }
 
     fn ended(&mut self, report: Report) {
-        self.bytes = self.bytes.saturating_sub(report.bytes);
         let started = report.started;
         let Some(ended) = report.ended else {
             let entry = self.panicked(started.entry.clone());
@@ -327,10 +318,12 @@ impl Dispatcher {
         let now = Instant::now();
         let options = &self.context.options;
         // where nothing may start, the end of a job is waited for: a time that has come would be looked at for ever
-        if draining
-            || self.lanes().running() >= options.in_flight_max
-            || self.bytes >= options.in_flight_bytes_max
-        {
+        let is_full = {
+            let lanes = self.lanes();
+            let bytes_max = options.in_flight_bytes_max;
+            lanes.running() >= options.in_flight_max || lanes.bytes() >= bytes_max
+        };
+        if draining || is_full {
             return now + LOOK_INTERVAL;
         }
         let next_due_ms = self

@@ -18,7 +18,8 @@
 //! * [`job`]: one step for one recipient, and what it can come to
 //! * [`courier`]: the local courier: Deliver, Void, and their answers
 //! * [`expand`]: aliases, forwards and groups, one step at a time
-//! * [`bounce`]: failing a recipient, with its DSN
+//! * [`bounce`]: failing a recipient
+//! * [`failures`]: recipients of one mail that fail together, with their DSN
 //! * [`report`]: who wants to hear of what, and the message that says it
 //! * [`delays`]: telling senders that it takes long
 //! * [`facts`]: into the log, until it takes it
@@ -37,6 +38,7 @@ pub mod courier;
 pub mod delays;
 pub mod expand;
 pub mod facts;
+pub mod failures;
 pub mod homes;
 pub mod job;
 pub mod lanes;

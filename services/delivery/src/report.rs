@@ -2,7 +2,7 @@
 //!
 //! | event | told if NOTIFY | record that brings the report |
 //! |---|---|---|
-//! | failed | is absent or says FAILURE | `Bounce` |
+//! | failed, several together | is absent or says FAILURE | `Bounce` |
 //! | delayed, once per recipient, several together | says DELAY | `Attempted{Delayed}` |
 //! | delivered, also to a mailing list | says SUCCESS | `Attempted{Delivered}`, `Routed` |
 //! | expanded into several addresses | says SUCCESS | `Routed` |
@@ -27,6 +27,9 @@ use hikyaku_serve::metrics;
 use crate::bounce::report_to;
 use crate::job::{ANSWER_TIMEOUT, Job, Step};
 use crate::lanes::LaneKey;
+
+/// Addresses that one report names, where more are to be told of.
+pub const ADDRESSES_MAX: usize = 100;
 
 /// What is to be told.
 #[derive(Clone, Debug)]
@@ -84,6 +87,8 @@ pub struct Composed {
     pub id: MessageId,
     /// Its record.
     pub accept: Accept,
+    /// How many of the recipients it tells of, the first ones: a record has no room for more.
+    pub told: usize,
     action: Action,
 }
 
@@ -145,7 +150,7 @@ pub async fn compose(job: &mut Job<'_>, event: Event<'_>) -> Result<Option<Compo
         recipients: &told_of(&job.work, &event, now_ms),
         returned: returned.as_dsn(),
     };
-    let content = fitting(report.clone());
+    let (content, told) = fitting(report.clone());
     let envelope = Envelope {
         received_ms: now_ms,
         body_8bit: !content.is_ascii(),
@@ -170,25 +175,27 @@ pub async fn compose(job: &mut Job<'_>, event: Event<'_>) -> Result<Option<Compo
     Ok(Some(Composed {
         id,
         accept,
+        told,
         action: event.action,
     }))
 }
 
-/// The report's text, no longer than a record takes: what is returned goes first, then recipients. Whoever names one mailbox a
-/// thousand times hears of some of them; the mail they were in must not wait for a report that cannot be.
-fn fitting(mut report: Report<'_>) -> Vec<u8> {
+/// The report's text, no longer than a record takes, and how many recipients it tells of: what is returned goes first, then
+/// recipients. Whoever names one mailbox a thousand times hears of some of them; the mail they were in must not wait for a report
+/// that cannot be.
+fn fitting(mut report: Report<'_>) -> (Vec<u8>, usize) {
     loop {
         let content = report.to_message();
         let told = report.recipients.len();
         if content.len() <= INLINE_MAX {
-            return content;
+            return (content, told);
         }
         if report.returned != Returned::Header(&[]) {
             report.returned = Returned::Header(&[]);
         } else if told > 1 {
             report.recipients = report.recipients.split_at(told / 2).0;
         } else {
-            return content;
+            return (content, told);
         }
     }
 }
@@ -205,6 +212,16 @@ pub async fn of_success(job: &mut Job<'_>, event: Event<'_>) -> Result<Option<Co
 fn list_owner(work: &Work, action: Action) -> Option<&str> {
     let owner = work.errors_to.as_deref();
     owner.filter(|_| action == Action::Failed)
+}
+
+/// What a report calls a recipient: its address, and ORCPT or nothing. The sender knows the address it wrote, not what became of
+/// it; a list's owner knows the member.
+pub fn named(work: &Work, action: Action) -> (&str, &str) {
+    let address = match list_owner(work, action) {
+        Some(_) => &work.recipient.address,
+        None => &work.original_address,
+    };
+    (address, &work.recipient.original_recipient)
 }
 
 /// Whom to tell, if anybody.
@@ -230,14 +247,10 @@ fn told_of<'a>(work: &'a Work, event: &'a Event<'_>, now_ms: u64) -> Vec<dsn::Re
         _ => Some(now_ms),
     };
     let own = wants(work, event.action).then(|| {
-        // the sender knows the address it wrote, not what became of it; a list's owner knows the member
-        let address = match list_owner(work, event.action) {
-            Some(_) => &work.recipient.address,
-            None => &work.original_address,
-        };
+        let (address, original_recipient) = named(work, event.action);
         dsn::Recipient {
             address,
-            original_recipient: &work.recipient.original_recipient,
+            original_recipient,
             reply: event.reply,
             last_attempt_ms: tried(event.last_attempt_ms),
         }

@@ -2,6 +2,11 @@
 
 use std::time::Duration;
 
+use hikyaku_shard::lead::TICK_INTERVAL;
+
+/// Log time has passed an expiry so long after it at the latest: it moves with each tick, and a tick takes a moment.
+const EXPIRY_SEEN: Duration = Duration::from_secs(TICK_INTERVAL.as_secs() + 5);
+
 /// The times a message is tried at.
 #[derive(Clone, Copy, Debug)]
 pub struct Schedule {
@@ -37,6 +42,20 @@ impl Schedule {
         let doubled = first.saturating_mul(1 << attempts.min(32));
         let delay = doubled.min(millis(self.retry_max));
         delay + random % (delay / 8 + 1)
+    }
+
+    /// When to try again what was tried at `now_ms`: after the delay, or, where that is past `expires_ms`, for the last time as
+    /// soon as log time must have passed it. All recipients of a mail have that try at the same time, so that one report tells
+    /// of them.
+    pub fn due_ms(&self, now_ms: u64, attempts: u32, random: u64, expires_ms: u64) -> u64 {
+        let due_ms = now_ms.saturating_add(self.delay_ms(attempts, random));
+        if due_ms < expires_ms {
+            return due_ms;
+        }
+        // a clock that ran ahead may be past both: log time is asked again with its next tick
+        let soonest_ms = now_ms.saturating_add(millis(TICK_INTERVAL));
+        let last_ms = expires_ms.saturating_add(millis(EXPIRY_SEEN));
+        last_ms.max(soonest_ms)
     }
 
     /// The longest delay there is; a due time further away was written by a clock that ran ahead.
@@ -85,5 +104,21 @@ mod tests {
         assert!(schedule.has_expired(day, 6 * day, false));
         assert!(schedule.has_expired(day, 3 * day, true));
         assert!(!schedule.has_expired(day, 0, true));
+    }
+
+    #[test]
+    fn the_last_try_comes_as_soon_as_log_time_has_passed_the_expiry() {
+        let schedule = Schedule::default();
+        let (minute, now) = (60_000, 1_000_000);
+        let due = |attempts, expires_ms| schedule.due_ms(now, attempts, 0, expires_ms) - now;
+        assert_eq!(due(0, now + 6 * minute), 5 * minute);
+        assert_eq!(due(0, now + 5 * minute), 6 * minute + 5000);
+        assert_eq!(due(40, u64::MAX), 240 * minute);
+        for attempts in [0, 1, 40] {
+            assert_eq!(due(attempts, now + 2 * minute), 3 * minute + 5000);
+            // the wall clock is past it, and log time may not be
+            assert_eq!(due(attempts, now - minute), minute);
+            assert_eq!(due(attempts, 0), minute);
+        }
     }
 }

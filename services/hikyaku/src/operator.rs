@@ -316,6 +316,7 @@ fn describe(state: &RecipientState) -> String {
         }
         Some(State::Terminal(terminal)) => match terminal.how() {
             How::Delivered => "delivered".to_owned(),
+            How::Bounced if terminal.dsn_id.is_empty() => "bounced, not reported".to_owned(),
             How::Bounced => format!("bounced, reported by {}", hex(&terminal.dsn_id)),
             How::Expanded => "expanded".to_owned(),
             How::Collapsed => "same as another recipient".to_owned(),

@@ -10,8 +10,8 @@ use hikyaku_proto::v1::operate::Order;
 use hikyaku_proto::v1::outcome::Result as Attempt;
 use hikyaku_proto::v1::recipient_state::State;
 use hikyaku_proto::v1::{
-    Accept, Attempted, Bounce, BouncedRecipient, Cancel, Delayed, Held, Operate, Outcome, Record, Routed,
-    Tick, record::Command,
+    Accept, Attempted, Bounce, BouncedRecipient, Cancel, Delayed, Held, Operate, Outcome, Record,
+    Routed, Tick, record::Command,
 };
 use hikyaku_shard::machine::Machine;
 use prost::Message as _;

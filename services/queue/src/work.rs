@@ -296,9 +296,12 @@ fn slot_of(message: &Message, number: u32) -> Option<&Slot> {
 #[cfg(test)]
 mod tests {
     use crate::machine::{MESSAGE_MEMORY_BYTES, QueueMachine, QueueOptions};
-    use crate::testing::{accept, delivered_outcome, id, local};
+    use crate::testing::{accept, delivered_outcome, expand, id, local};
+    use bytes::Bytes;
     use hikyaku_log::{Bounds, Position, Stamp};
-    use hikyaku_proto::v1::{Attempted, Recipient, Record, Routed, record::Command};
+    use hikyaku_proto::v1::{
+        Attempted, Bounce, BouncedRecipient, Recipient, Record, Routed, record::Command,
+    };
     use hikyaku_shard::machine::Machine;
 
     fn apply(machine: &mut QueueMachine, position: &mut Position, command: Command) {
@@ -353,6 +356,45 @@ mod tests {
         }
         assert!(most < memory_bytes_max, "{most} octets remembered");
         assert!((1..30).contains(&carried), "carried {carried} times");
+    }
+
+    #[test]
+    fn who_else_is_served_by_the_same_address_is_known() {
+        for (told, served) in [(None, true), (Some(false), false), (Some(true), true)] {
+            let mut machine = QueueMachine::new(QueueOptions::default());
+            let mut position = Position(1);
+            let mail = accept(id(1), vec![expand("one"), local("x")]);
+            apply(&mut machine, &mut position, Command::Accept(mail));
+            let message_id = Bytes::copy_from_slice(&id(1).to_bytes());
+            let routed = |recipient, children| {
+                Command::Routed(Routed {
+                    message_id: message_id.clone(),
+                    recipient,
+                    children,
+                    ..Routed::default()
+                })
+            };
+            // what the sender wrote besides does not count, nor what stands for others
+            apply(&mut machine, &mut position, routed(0, vec![expand("two")]));
+            apply(&mut machine, &mut position, routed(2, vec![expand("one")]));
+            assert!(!machine.is_another_served((id(1), 3)));
+            let both = vec![local("a"), expand("two")];
+            apply(&mut machine, &mut position, routed(3, both));
+            assert!(machine.is_another_served((id(1), 5)));
+            // nor what has failed in silence
+            if let Some(told) = told {
+                let bounce = Bounce {
+                    message_id: message_id.clone(),
+                    recipients: vec![BouncedRecipient {
+                        recipient: 4,
+                        status: None,
+                    }],
+                    dsn: told.then(|| accept(id(2), vec![local("sender")])),
+                };
+                apply(&mut machine, &mut position, Command::Bounce(bounce));
+            }
+            assert_eq!(machine.is_another_served((id(1), 5)), served, "{told:?}");
+        }
     }
 
     #[test]

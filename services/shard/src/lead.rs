@@ -14,7 +14,7 @@ use crate::machine::{Machine, Trouble};
 use crate::runtime::{ProposeError, Shard};
 
 /// How often log time moves.
-const TICK_INTERVAL: Duration = Duration::from_secs(60);
+pub const TICK_INTERVAL: Duration = Duration::from_secs(60);
 /// Hash marks are this many ticks apart.
 const TICKS_PER_MARK: u32 = 5;
 /// A wall clock that steps further than this is believed only after it has run level for as long.

@@ -1,5 +1,8 @@
 //! Aliases, forwards, groups, and what comes of those that lead nowhere.
 
+use hikyaku_proto::v1::QueueOperateRequest;
+use hikyaku_proto::v1::operate::Order;
+
 use super::site::{Site, expand, forward, group, local, people, user};
 use crate::leader::DeliveryOptions;
 
@@ -53,21 +56,107 @@ async fn crashes_during_expansion_change_no_number_and_make_no_second_copy() {
     }
 }
 
+/// What the reports that `account` has got say, in the order they came: `Action` and `Status` of each recipient.
+async fn told(site: &Site, account: &str) -> Vec<String> {
+    let calls = site.mailboxes.state().calls.clone();
+    let mut told = Vec::new();
+    for call in calls.iter().filter(|call| call.account == account) {
+        let text = read(&call.body).await;
+        let actions = text.split("\r\n").filter(|line| {
+            line.starts_with("Action: ") || (line.starts_with("Status: ") && line.len() == 13)
+        });
+        told.push(actions.collect::<Vec<_>>().join(" "));
+    }
+    told
+}
+
 #[tokio::test(start_paused = true)]
-async fn loops_bounce_to_the_sender() {
+async fn a_group_met_again_has_been_served() {
     let mut site = site(&[
+        group("one", &["two@example.jp", "alice@example.jp"], ""),
+        group("two", &["one@example.jp", "carol@example.jp"], ""),
         group("x", &["y@example.jp"], ""),
-        group("y", &["x@example.jp", "bob@example.jp"], ""),
+        group("y", &["x@example.jp", "alice@example.jp"], ""),
+        // through a forward, and by another address of the group
+        group("all", &["info@example.jp", "carol@example.jp"], ""),
+        forward("info", "all+x@example.jp"),
     ]);
-    let id = site.accept("alice@example.jp", vec![expand("x")]).await;
-    site.settle().await;
-    assert_eq!(site.mailboxes.copies(id), ["b-1"]);
-    let state = site.mailboxes.state();
-    let reports = state
-        .stored
-        .values()
-        .filter(|(account, _)| account == "a-1");
-    assert_eq!(reports.count(), 1);
+    for (name, copies, heard) in [
+        ("one", &["a-1", "c-1"][..], "Action: expanded Status: 2.0.0"),
+        ("two", &["a-1", "c-1"], "Action: expanded Status: 2.0.0"),
+        ("x", &["a-1"], "Action: expanded Status: 2.0.0"),
+        ("all", &["c-1"], "Action: expanded Status: 2.0.0"),
+        ("info", &["c-1"], "Action: expanded Status: 2.0.0"),
+    ] {
+        site.mailboxes.state().calls.clear();
+        let mut recipient = expand(name);
+        recipient.notify = "SUCCESS,FAILURE".into();
+        let id = site.accept("bob@example.jp", vec![recipient]).await;
+        site.settle().await;
+        assert_eq!(site.mailboxes.copies(id), copies, "{name}");
+        assert_eq!(told(&site, "b-1").await, [heard], "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_leads_to_itself_alone_bounces_to_the_sender() {
+    let mut site = site(&[
+        forward("a", "b@example.jp"),
+        forward("b", "a@example.jp"),
+        group("p", &["q@example.jp"], ""),
+        group("q", &["p@example.jp"], ""),
+        group("r", &["s@example.jp", "t@example.jp"], ""),
+        group("s", &["r@example.jp"], ""),
+        group("t", &["r@example.jp", "s@example.jp"], ""),
+        // the rest of the mail is no excuse
+        group("u", &["a@example.jp", "carol@example.jp"], ""),
+    ]);
+    for (name, copies) in [("a", &[][..]), ("p", &[]), ("r", &[]), ("u", &["c-1"])] {
+        site.mailboxes.state().calls.clear();
+        let id = site.accept("bob@example.jp", vec![expand(name)]).await;
+        site.settle().await;
+        assert_eq!(site.mailboxes.copies(id), copies, "{name}");
+        let heard = ["Action: failed Status: 5.4.6"];
+        assert_eq!(told(&site, "b-1").await, heard, "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_over_the_limit_is_held_with_an_alarm() {
+    let members: Vec<String> = (0..1001).map(|n| format!("m{n}@example.jp")).collect();
+    let members: Vec<&str> = members.iter().map(String::as_str).collect();
+    let mut site = site(&[
+        group("large", &members, ""),
+        group("fits", &members[1..], ""),
+        group("far", &["x@elsewhere.example"], ""),
+    ]);
+    site.accept("alice@example.jp", vec![expand("far")]).await;
+    site.accept("", vec![expand("fits")]).await;
+    site.until("the smaller one is expanded", |site| {
+        let counters = site.node.shard.read(|machine| machine.counters());
+        counters.double_bounces == 1000 && site.held("no-outbound").len() == 1
+    })
+    .await;
+    // what leaves the site is held as a rule
+    assert_eq!(site.node.control.alarms(), Vec::<String>::new());
+    let id = site.accept("alice@example.jp", vec![expand("large")]).await;
+    site.until("it is held", |site| {
+        site.held("group-too-large") == ["large@example.jp"]
+    })
+    .await;
+    assert_eq!(
+        site.node.control.alarms(),
+        [
+            "incoming-0: 1 recipients are held, group-too-large; see `hikyaku queue list --state hold`"
+        ]
+    );
+    let delete = QueueOperateRequest {
+        order: Order::Delete.into(),
+        message_ids: vec![id.to_bytes().to_vec().into()],
+        ..QueueOperateRequest::default()
+    };
+    site.node.control.operate(&delete).await.unwrap();
+    assert_eq!(site.node.control.alarms(), Vec::<String>::new());
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hikyaku_log::sim::SimFaults;
+use hikyaku_mail::date::rfc5322 as date;
 use hikyaku_mail::id::MessageId;
 use hikyaku_proto::v1::{Envelope, Recipient};
 use prost::Message as _;
@@ -254,6 +255,169 @@ async fn a_directory_silent_about_some_senders_keeps_no_other_from_hearing_of_a_
     let id = site.accept_envelope(envelope(), recipients, CONTENT).await;
     tokio::time::sleep(Duration::from_secs(3900)).await;
     assert_eq!(reports(&site, "b-1", id).await.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_who_are_gone_are_one_report_to_the_sender_and_each_named_to_an_owner() {
+    let gone: Vec<String> = (0..900).map(|n| format!("gone{n}@example.jp")).collect();
+    let members: Vec<&str> = gone.iter().map(String::as_str).collect();
+    let mut entries = people();
+    entries.push(group("all", &members, ""));
+    let owner = "mgrpErrorsTo: mailto:alice@example.jp\n";
+    entries.push(group("list", &members, owner));
+    let mut site = Site::new(&entries, options());
+    // as much as comes back
+    let content = [CONTENT, &b"a line of some length\r\n".repeat(2500)].concat();
+    let recipients = vec![expand("all")];
+    let id = site.accept_envelope(envelope(), recipients, &content).await;
+    site.settle().await;
+    let counters = site.node.shard.read(|machine| machine.counters());
+    assert_eq!((counters.bounced, counters.reports), (900, 1));
+    let told = reports(&site, "b-1", id).await;
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].matches("Final-Recipient: ").count(), 1);
+    has(
+        &told[0],
+        &[
+            "Final-Recipient: rfc822; all@example.jp\r\nAction: failed\r\nStatus: 5.1.1\r\n",
+            "Content-Type: message/rfc822\r\n",
+        ],
+    );
+    let recipients = vec![
+        asking(expand("list"), "FAILURE"),
+        asking(expand("all"), "NEVER"),
+    ];
+    let id = site.accept_envelope(envelope(), recipients, &content).await;
+    site.settle().await;
+    assert!(reports(&site, "b-1", id).await.is_empty());
+    let told = reports(&site, "a-1", id).await;
+    assert_eq!(told.len(), 9, "a hundred addresses each");
+    let told = told.concat();
+    for member in &members {
+        let line = format!("Final-Recipient: rfc822; {member}\r\n");
+        assert_eq!(told.matches(&line).count(), 1, "{member}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn mailboxes_that_stay_full_are_one_report_at_the_end() {
+    let names: Vec<String> = (0..120).map(|n| format!("m{n}")).collect();
+    let addresses: Vec<String> = names.iter().map(|n| format!("{n}@example.jp")).collect();
+    let members: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    let mut entries = people();
+    entries.extend(names.iter().map(|name| user(name, name, "mbox1")));
+    entries.push(group("all", &members, ""));
+    let mut site = Site::new(&entries, options());
+    for account in names.iter().map(String::as_str).chain(["c-1"]) {
+        let mut state = site.mailboxes.state();
+        state.always.insert(account.into(), Says::OverQuota);
+    }
+    let recipients = vec![expand("all"), carol(), alice()];
+    let id = site.accept_envelope(envelope(), recipients, CONTENT).await;
+    tokio::time::sleep(Duration::from_secs(3 * 3600)).await;
+    site.settle().await;
+    assert_eq!(site.mailboxes.copies(id), ["a-1"]);
+    let told = reports(&site, "b-1", id).await;
+    assert_eq!(told.len(), 1, "{told:?}");
+    for name in ["all", "carol"] {
+        let part = format!(
+            "Final-Recipient: rfc822; {name}@example.jp\r\nAction: failed\r\nStatus: 5.2.2\r\n"
+        );
+        assert_eq!(told[0].matches(&part).count(), 1, "{name} in {}", told[0]);
+    }
+    assert_eq!(told[0].matches("Final-Recipient").count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_that_fit_no_single_report_are_all_told() {
+    let mut site = Site::new(&people(), options());
+    let name = |n: usize| format!("{n}-{}", "\u{3b1}".repeat(25));
+    let recipients = (0..150).map(|n| {
+        let mut recipient = expand(&name(n));
+        // 490 octets, each of which is written as eight
+        recipient.original_recipient = format!("utf-8;{}", "\u{3b1}".repeat(240));
+        recipient
+    });
+    let recipients = recipients.collect();
+    let id = site.accept_envelope(envelope(), recipients, CONTENT).await;
+    site.settle().await;
+    let told = reports(&site, "b-1", id).await;
+    assert!((2..20).contains(&told.len()), "{} reports", told.len());
+    for n in 0..150 {
+        let address = format!("\r\nFinal-Recipient: utf-8; {n}-\\x");
+        let count = told.iter().map(|text| text.matches(&address).count());
+        assert_eq!(count.sum::<usize>(), 1, "{n}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_times_in_reports_are_those_of_the_mail() {
+    let mut site = Site::new(&people(), options());
+    {
+        let mut state = site.mailboxes.state();
+        state.always.insert("a-1".into(), Says::OverQuota);
+        state.always.insert("c-1".into(), Says::OverQuota);
+    }
+    let recipients = vec![asking(alice(), "DELAY,FAILURE"), asking(carol(), "DELAY")];
+    let id = site.accept_envelope(envelope(), recipients, CONTENT).await;
+    site.until("the delay is told", |site| {
+        site.node.control.show(id).message.is_some_and(|mail| {
+            let mut recipients = mail.recipients.iter();
+            recipients.all(|recipient| recipient.delay_reported)
+        })
+    })
+    .await;
+    let mail = site.node.control.show(id).message.unwrap();
+    let received_ms = mail.envelope.unwrap().received_ms;
+    let last_ms = |number: usize| mail.recipients[number].history.last().unwrap().time_ms;
+    let (alices, carols) = (last_ms(0), last_ms(1));
+    assert_ne!(date(alices), date(carols), "tried at the same time");
+    let hour = 3_600_000;
+    let lines = |address: &str, tried_ms: u64| {
+        format!(
+            "rfc822; {address}@example.jp\r\nAction: delayed\r\nStatus: 4.2.2\r\n\
+             Diagnostic-Code: smtp; 452 4.2.2 mailbox full\r\n\
+             Last-Attempt-Date: {}\r\nWill-Retry-Until: {}\r\n",
+            date(tried_ms),
+            date(received_ms + 3 * hour),
+        )
+    };
+    let arrived = format!("Arrival-Date: {}\r\n", date(received_ms));
+    site.until("the report is there", |site| {
+        !site.mailboxes.copies_of("b-1").is_empty()
+    })
+    .await;
+    let told = reports(&site, "b-1", id).await;
+    has(
+        &told[0],
+        &[
+            &arrived,
+            &lines("alice", alices),
+            &lines("carol", carols),
+            &format!("It is tried until {}.", date(received_ms + 3 * hour)),
+        ],
+    );
+    let report = site.mailboxes.copies_of("b-1")[0];
+    has(
+        &told[0],
+        &[&format!("\r\nDate: {}\r\n", date(report.time_ms()))],
+    );
+    let late_ms = report.time_ms() - received_ms;
+    assert!((hour..hour + 120_000).contains(&late_ms), "{late_ms}");
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    site.settle().await;
+    let told = reports(&site, "b-1", id).await;
+    let failed = site.mailboxes.copies_of("b-1")[1];
+    let tried = format!("Last-Attempt-Date: {}\r\n", date(failed.time_ms()));
+    has(&told[1], &["Action: failed\r\n", &arrived, &tried]);
+    assert!(!told[1].contains("Will-Retry-Until"));
+    let given_up_ms = failed.time_ms() - received_ms;
+    assert!(
+        (3 * hour..3 * hour + 180_000).contains(&given_up_ms),
+        "{given_up_ms}"
+    );
+    // nobody wanted to hear of carol's failure
+    assert!(!told[1].contains("carol"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -83,12 +83,15 @@ pub fn group(name: &str, members: &[&str], more: &str) -> String {
 
 struct Clock {
     start: Instant,
+    /// How far the wall clock has jumped.
+    ahead_ms: AtomicU64,
     random: AtomicU64,
 }
 
 impl Ambient for Clock {
     fn now_ms(&self) -> u64 {
-        START_MS + self.start.elapsed().as_millis() as u64
+        let ahead_ms = self.ahead_ms.load(Ordering::Relaxed);
+        START_MS + ahead_ms + self.start.elapsed().as_millis() as u64
     }
 
     fn random(&self) -> u64 {
@@ -132,6 +135,8 @@ pub struct State {
     pub home_dead: bool,
     /// The domain about which the directory does not answer.
     pub silent: Option<&'static str>,
+    /// The domain about which it panics.
+    pub poisonous: Option<&'static str>,
     pub owners: BTreeMap<String, (u32, u64)>,
     pub stored: BTreeMap<DeliveryId, (String, u32)>,
     pub voided: BTreeSet<DeliveryId>,
@@ -156,6 +161,15 @@ impl Mailboxes {
         let mut accounts: Vec<String> = stored.map(|(_, (account, _))| account.clone()).collect();
         accounts.sort();
         accounts
+    }
+
+    /// Mails that `account` has got, oldest first.
+    pub fn copies_of(&self, account: &str) -> Vec<MessageId> {
+        let state = self.state();
+        let stored = state.stored.iter().filter(|(_, (of, _))| of == account);
+        let mut mails: Vec<MessageId> = stored.map(|(key, _)| key.message).collect();
+        mails.sort_by_key(|id| id.time_ms());
+        mails
     }
 }
 
@@ -347,7 +361,12 @@ impl Directory for Silenced {
         &'a self,
         address: &'a Mailbox,
     ) -> BoxFuture<'a, Result<Resolution, Unavailable>> {
-        match self.mailboxes.state().silent {
+        let (silent, poisonous) = {
+            let state = self.mailboxes.state();
+            (state.silent, state.poisonous)
+        };
+        assert_ne!(poisonous, Some(address.domain()), "poisonous");
+        match silent {
             Some(domain) if domain == address.domain() => Box::pin(std::future::pending()),
             _ => self.directory.resolve(address),
         }
@@ -412,6 +431,7 @@ impl Site {
         let mailboxes = Mailboxes::default();
         let clock = Arc::new(Clock {
             start: Instant::now(),
+            ahead_ms: AtomicU64::new(0),
             random: AtomicU64::new(1),
         });
         let node = boot(&disk, faults, &directory, &mailboxes, &clock, &options);
@@ -424,6 +444,12 @@ impl Site {
             options,
             made: 0,
         }
+    }
+
+    /// The wall clock jumps ahead.
+    pub fn jump(&self, by: Duration) {
+        let by_ms = by.as_millis() as u64;
+        self.clock.ahead_ms.fetch_add(by_ms, Ordering::Relaxed);
     }
 
     /// Another node that believes it leads, over the same log.

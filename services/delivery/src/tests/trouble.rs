@@ -235,6 +235,11 @@ async fn a_mail_that_panics_is_held_and_the_others_go_on() {
     .await;
     site.until("the other one is there", |site| site.live() == 1)
         .await;
+    let alarms = site.node.control.alarms();
+    assert!(
+        alarms.len() == 1 && alarms[0].starts_with("incoming-0: 1 recipients are held, poison;"),
+        "{alarms:?}"
+    );
     assert_eq!(
         site.mailboxes
             .state()
@@ -427,4 +432,113 @@ async fn what_no_log_takes_is_held_and_not_tried_for_ever() {
     })
     .await;
     assert!(site.mailboxes.copies(id).is_empty());
+}
+
+/// Recipients that have bounced with a report, and without.
+fn ended(site: &Site) -> (u64, u64) {
+    let counters = site.node.shard.read(|machine| machine.counters());
+    (counters.bounced, counters.double_bounces)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expiry_shorter_than_the_first_retry_is_kept() {
+    let mut options = hasty();
+    options.schedule.retry_first = Duration::from_secs(3600);
+    options.schedule.retry_max = Duration::from_secs(3600);
+    options.schedule.expiry = Duration::from_secs(60);
+    options.schedule.expiry_null = Duration::from_secs(300);
+    let mut entries = people();
+    entries.push(
+        user("shut", "s-1", "mbox1").replace("uid: shut", "uid: shut\naccountStatus: disabled"),
+    );
+    let mut site = Site::new(&entries, options);
+    {
+        let mut state = site.mailboxes.state();
+        state.always.insert("a-1".into(), Says::OverQuota);
+        state.always.insert("c-1".into(), Says::Disabled);
+    }
+    site.accept("", alice()).await;
+    let others = [local("carol", "c-1", "mbox2"), expand("shut")];
+    for recipient in alice().into_iter().chain(others) {
+        site.accept("bob@example.jp", vec![recipient]).await;
+    }
+    // log time passes within a minute, and the three reports arrive
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    assert_eq!((ended(&site), site.live()), ((3, 0), 1));
+    tokio::time::sleep(Duration::from_secs(240)).await;
+    assert_eq!((ended(&site), site.live()), ((3, 1), 0));
+    // each was tried once more, and then given up
+    let state = site.mailboxes.state();
+    let tries = state.calls.iter().filter(|call| call.account == "c-1");
+    assert_eq!(tries.filter(|call| !call.void).count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_jumps_expires_nothing_before_it_is_believed() {
+    let mut site = Site::new(&people(), hasty());
+    site.mailboxes
+        .state()
+        .always
+        .insert("a-1".into(), Says::OverQuota);
+    site.accept("bob@example.jp", alice()).await;
+    tokio::time::sleep(Duration::from_secs(90)).await;
+    site.jump(Duration::from_secs(10 * 86_400));
+    let tries = |site: &Site| site.mailboxes.state().calls.len();
+    let before = tries(&site);
+    tokio::time::sleep(Duration::from_secs(500)).await;
+    assert!(tries(&site) > before, "it was not tried");
+    assert_eq!(ended(&site), (0, 0));
+    // it has run level for ten minutes: now it counts
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(ended(&site), (1, 0));
+    site.settle().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_shard_keeps_no_failure_from_being_reported() {
+    let mut site = Site::new(&people(), hasty());
+    site.mailboxes.state().dead.insert(1);
+    let carol = local("carol", "c-1", "mbox2");
+    let recipients = vec![carol, expand("nobody"), expand("nobody-either")];
+    let id = site.accept("bob@example.jp", recipients).await;
+    site.until("bob has the report", |site| {
+        let state = site.mailboxes.state();
+        state.stored.values().any(|(account, _)| account == "b-1")
+    })
+    .await;
+    assert_eq!(site.records().get("bounce"), Some(&1));
+    assert_eq!(site.live(), 1, "carol's waits");
+    site.mailboxes.state().dead.clear();
+    site.settle().await;
+    assert_eq!(site.mailboxes.copies(id), ["c-1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_report_that_panics_holds_all_whom_it_should_tell_of() {
+    let mut site = Site::new(&people(), hasty());
+    site.mailboxes.state().poisonous = Some("elsewhere.example");
+    let names = ["nobody1", "nobody2", "nobody3", "nobody4"];
+    let recipients = names.map(expand).to_vec();
+    site.accept("s@elsewhere.example", recipients).await;
+    site.until("all are held", |site| site.held("poison").len() == 4)
+        .await;
+    assert_eq!(site.records().get("bounce"), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_waits_for_no_others_to_fail() {
+    let mut site = Site::new(&people(), hasty());
+    site.mailboxes.state().dead.insert(1);
+    let carol = local("carol", "c-1", "mbox2");
+    site.accept("bob@example.jp", vec![carol, expand("nobody")])
+        .await;
+    // carol's call hangs, and whoever has failed waits for that
+    site.until("both are tried", |site| {
+        let lanes = site.node.control.lanes.lock().unwrap();
+        lanes.running() == 2
+    })
+    .await;
+    site.mailboxes.state().dead.clear();
+    site.node.tasks.drain(Duration::from_secs(60)).await;
+    assert_eq!(ended(&site), (1, 0));
 }
