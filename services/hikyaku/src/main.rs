@@ -19,6 +19,7 @@
 //! * [`alarms`]: what an operator must look at
 //! * [`observe`]: metrics and health over HTTP
 //! * [`sweep`]: blobs that nobody names any more
+//! * [`unnamed`]: for how long they have been so
 //! * [`archive`]: backups, for the admin service
 //! * [`operator`]: the other side of the admin socket
 
@@ -49,6 +50,7 @@ mod sweep;
 mod telemetry;
 #[cfg_attr(not(feature = "otlp"), path = "traces_off.rs")]
 mod traces;
+mod unnamed;
 mod users;
 
 use std::path::{Path, PathBuf};

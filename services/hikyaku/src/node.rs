@@ -351,6 +351,8 @@ impl Starting<'_> {
             mailboxes: services.mailboxes.clone(),
             interval: self.config.blobs.sweep_interval.0,
             keep_unnamed: self.config.blobs.keep_unnamed.0,
+            ages: self.config.node.data_dir.join("unnamed-blobs"),
+            ambient: self.ambient.clone(),
         }
         .start(self.tasks);
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hikyaku_tests::harness::backup::{Places, places};
 use hikyaku_tests::harness::server::Server;
-use hikyaku_tests::harness::site::{PASSWORD, Plan, Site};
+use hikyaku_tests::harness::site::{PASSWORD, Plan, Site, person};
 use hikyaku_tests::harness::talk::{Talk, read_mails, send_mail, wait_for_mails};
 use hikyaku_tests::harness::wait_for;
 
@@ -156,46 +156,92 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
-#[test]
-fn large_bodies_that_no_mail_names_are_deleted_and_others_are_not() {
-    // so long that no mail's way from its body to its record takes it, on a busy machine either
-    let plan = Plan::sample().set("blobs", "sweep_interval", "\"1s\"").set(
-        "blobs",
-        "keep_unnamed",
-        "\"5s\"",
-    );
-    let site = Site::new(plan);
-    let _server = Server::start(&site);
-    let body = |letter: &str| {
-        format!(
-            "Subject: {letter}\n\n{}",
-            format!("{}\n", letter.repeat(60)).repeat(4000)
-        )
-    };
-    for (user, letter) in [("alice", "a"), ("bob", "b")] {
-        let reply = send_mail(
-            site.smtp,
-            "",
-            &[&format!("{user}@example.jp")],
-            &body(letter),
-        );
-        assert!(reply.starts_with("250"), "{reply}");
-        wait_for_mails(site.pop3, user, PASSWORD, 1);
-    }
-    assert_eq!(files(&site.data().join("blobs")), 2);
+/// A sweep each second, of bodies that no mail has named for longer than a mail's way from its body to its record takes, on a busy
+/// machine either.
+fn sweeping() -> Plan {
+    Plan::sample()
+        .set("blobs", "sweep_interval", "\"1s\"")
+        .set("blobs", "keep_unnamed", "\"5s\"")
+}
+
+/// A mail of 240 KB.
+fn large(letter: &str) -> String {
+    format!(
+        "Subject: {letter}\n\n{}",
+        format!("{}\n", letter.repeat(60)).repeat(4000)
+    )
+}
+
+#[track_caller]
+fn send_large(site: &Site, user: &str, letter: &str) {
+    let to = format!("{user}@example.jp");
+    let reply = send_mail(site.smtp, "", &[&to], &large(letter));
+    assert!(reply.starts_with("250"), "{reply}");
+}
+
+/// `user` deletes his only mail.
+fn delete_mail(site: &Site, user: &str) {
     let mut talk = Talk::connect(site.pop3).unwrap();
-    talk.send(format!("USER bob\r\nPASS {PASSWORD}\r\nDELE 1\r\nQUIT\r\n").as_bytes())
+    talk.send(format!("USER {user}\r\nPASS {PASSWORD}\r\nDELE 1\r\nQUIT\r\n").as_bytes())
         .unwrap();
     while talk.line().unwrap().is_some() {}
-    wait_for_mails(site.pop3, "bob", PASSWORD, 0);
+    wait_for_mails(site.pop3, user, PASSWORD, 0);
+}
+
+#[test]
+fn large_bodies_that_no_mail_names_are_deleted_and_others_are_not() {
+    let tiny = format!("{}mailQuotaSize: 100\n", person("tiny", "mbox1"));
+    let mut site = Site::new(sweeping().ldif(&tiny));
+    let server = Server::start(&site);
+    // one that waits in the queue, one that has arrived, one that is deleted
+    send_large(&site, "tiny", "t");
+    wait_for("a first attempt", AT_ONCE, || {
+        let waiting = site.ask(&["queue", "list", "--state", "deferred"]).out;
+        waiting.contains("<tiny@example.jp> deferred")
+    });
+    for (user, letter) in [("alice", "a"), ("bob", "b")] {
+        send_large(&site, user, letter);
+        wait_for_mails(site.pop3, user, PASSWORD, 1);
+    }
+    assert_eq!(files(&site.data().join("blobs")), 3);
+    delete_mail(&site, "bob");
     wait_for("the sweep", AT_ONCE, || {
-        files(&site.data().join("blobs")) == 1
+        files(&site.data().join("blobs")) == 2
     });
     // and a few sweeps later, when what was unnamed at the same time would be gone too
     std::thread::sleep(Duration::from_secs(3));
-    assert_eq!(files(&site.data().join("blobs")), 1);
+    assert_eq!(files(&site.data().join("blobs")), 2);
     let mails = wait_for_mails(site.pop3, "alice", PASSWORD, 1);
     assert_eq!(mails[0].matches(&"a".repeat(60)).count(), 4000);
+    // what waits arrives as it was sent
+    site.write_ldif(site.ldif().replace("mailQuotaSize: 100\n", ""));
+    wait_for("the new directory", AT_ONCE, || {
+        server.log().contains("directory read again")
+    });
+    site.ask(&["queue", "retry", "--all"]).must();
+    let mails = wait_for_mails(site.pop3, "tiny", PASSWORD, 1);
+    assert_eq!(mails[0].matches(&"t".repeat(60)).count(), 4000);
+}
+
+#[test]
+fn large_bodies_are_deleted_by_a_node_that_restarts_often() {
+    let site = Site::new(sweeping());
+    let mut server = Server::start(&site);
+    send_large(&site, "bob", "b");
+    wait_for_mails(site.pop3, "bob", PASSWORD, 1);
+    delete_mail(&site, "bob");
+    let ages = site.data().join("unnamed-blobs");
+    let blobs = || files(&site.data().join("blobs"));
+    let mut processes = 0;
+    // each lives for a look or two, and sees no body unnamed for five seconds
+    while blobs() > 0 {
+        server.kill();
+        let before = std::fs::read(&ages).ok();
+        processes += 1;
+        assert!(processes < 60, "{:?}", before.map(String::from_utf8));
+        server = Server::start(&site);
+        wait_for("a look", AT_ONCE, || std::fs::read(&ages).ok() != before);
+    }
 }
 
 fn files(directory: &Path) -> usize {
