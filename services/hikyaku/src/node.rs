@@ -42,7 +42,7 @@ use crate::config::Config;
 use crate::listeners::Listeners;
 use crate::live::{Live, Serving};
 use crate::lock::DirectoryLock;
-use crate::observe::{Observed, disk_alarm, full_alarm, log_alarm, parked_alarm};
+use crate::observe::{Observed, disk_alarms, full_alarm, log_alarm, parked_alarm};
 use crate::reload::Reloader;
 use crate::services::Services;
 use crate::shards::Shards;
@@ -480,7 +480,7 @@ fn node_alarms(
         lines.extend(broken_entries_alarm(file.directory().table().broken()));
         lines.extend(full_alarm(&intake));
         lines.extend(log_alarm(&wal, log_bytes_max));
-        lines.extend(disk_alarm(&data_dir, segment_bytes));
+        lines.extend(disk_alarms(&data_dir, segment_bytes));
         lines.extend(parked_alarm(queue.shard()));
         lines.extend(parked_alarm(&home.shard));
         let parked = mailboxes.iter().map(|mailbox| parked_alarm(&mailbox.shard));

@@ -43,6 +43,9 @@ const LIMITS: ListenLimits = ListenLimits {
 /// The part of the log's limit above which it is an alarm, in per cent.
 const LOG_ALARM_PERCENT: u64 = 90;
 
+/// Inodes left below which it is an alarm: each large body takes one, and so does each file of the log and of the stores.
+const INODES_MIN: u64 = 1_000;
+
 /// What is looked at.
 pub struct Observed {
     /// Whether mail is taken.
@@ -75,14 +78,31 @@ pub fn full_alarm(intake: &Intake) -> Option<String> {
     Some(format!("no mail is taken, senders hear 452: {fullness}"))
 }
 
-/// An alarm when the next file of the log might find no room in the file system.
-pub fn disk_alarm(directory: &Path, segment_bytes: u64) -> Option<String> {
-    let free = rustix::fs::statvfs(directory).ok()?;
-    let left = free.f_bavail.saturating_mul(free.f_frsize);
-    (left < segment_bytes).then(|| {
-        let directory = directory.display();
-        format!("the disk of {directory} has {left} octets left; when it is full, senders hear 452")
-    })
+/// An alarm when the next file of the log might find no room in the file system, or when that can hold few files more.
+pub fn disk_alarms(directory: &Path, segment_bytes: u64) -> Vec<String> {
+    let Ok(free) = rustix::fs::statvfs(directory) else {
+        return Vec::new();
+    };
+    let bytes = free.f_bavail.saturating_mul(free.f_frsize);
+    // a file system that makes inodes as it needs them says that it has none
+    let has_inodes = free.f_files > 0;
+    let few = [
+        (bytes < segment_bytes, bytes, "octets"),
+        (
+            has_inodes && free.f_favail < INODES_MIN,
+            free.f_favail,
+            "inodes",
+        ),
+    ];
+    let directory = directory.display();
+    few.into_iter()
+        .filter(|(is_few, _, _)| *is_few)
+        .map(|(_, left, what)| {
+            format!(
+                "the disk of {directory} has {left} {what} left; when it is full, senders hear 452"
+            )
+        })
+        .collect()
 }
 
 /// An alarm while a shard refuses work.
@@ -174,7 +194,10 @@ impl Observed {
     }
 
     fn queue(&self, page: &mut String) {
-        let census = self.intake.shard().read(|machine| machine.census());
+        let (census, held_for) = self
+            .intake
+            .shard()
+            .read(|machine| (machine.census(), machine.index().held_for()));
         let config = &self.live.serving().config.queue;
         for (name, help, value) in [
             (
@@ -215,6 +238,12 @@ impl Observed {
             ),
         ] {
             gauge(page, name, help, value);
+        }
+        let name = "mail_queue_held";
+        let help = "Recipients that the leader holds, by reason; operators' holds are not counted";
+        head(page, name, help, "gauge");
+        for (reason, count) in held_for.counts() {
+            let _ = writeln!(page, "{name}{{reason=\"{reason}\"}} {count}");
         }
     }
 

@@ -1,15 +1,16 @@
 //! What an operator does and reads: the queue, routes, the log.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::process::Stdio;
 use std::time::Duration;
 
 use hikyaku_tests::harness::binary::{program, tool};
 use hikyaku_tests::harness::load::queue_id;
 use hikyaku_tests::harness::server::Server;
-use hikyaku_tests::harness::site::{PASSWORD, Plan, Site, person};
-use hikyaku_tests::harness::talk::{read_mails, send_mail, wait_for_mails};
+use hikyaku_tests::harness::site::{PASSWORD, Plan, Site, free_address, person};
+use hikyaku_tests::harness::talk::{Talk, read_mails, send_mail, wait_for_mails};
 use hikyaku_tests::harness::wait_for;
 
 /// Longest wait for what happens at once.
@@ -399,6 +400,133 @@ fn every_step_of_a_mail_is_one_line_of_the_log() {
     for secret in [user.password.as_str(), "sesame-4711", "{SSHA"] {
         assert!(!log.contains(secret), "{secret} is in the log");
     }
+}
+
+/// The figures that the node at `metrics` tells, each with its labels.
+fn figures(metrics: SocketAddr) -> BTreeMap<String, String> {
+    let mut stream = TcpStream::connect(metrics).unwrap();
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    let samples = page.lines().filter_map(|line| line.rsplit_once(' '));
+    samples
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
+/// Waits until the node tells these figures, and says which it does not.
+fn wait_for_figures(metrics: SocketAddr, wanted: &[(&str, u64)]) {
+    let mut last = Vec::new();
+    wait_for(&format!("{wanted:?}"), AT_ONCE, || {
+        let told = figures(metrics);
+        let wrong = wanted.iter().filter(|(name, value)| {
+            let right = value.to_string();
+            told.get(*name) != Some(&right)
+        });
+        let wrong: Vec<_> = wrong
+            .map(|(name, _)| (*name, told.get(*name).cloned()))
+            .collect();
+        if wrong != last {
+            println!("not yet: {wrong:?}");
+            last = wrong;
+        }
+        last.is_empty()
+    });
+}
+
+/// A group of nobody but these names.
+fn group(name: &str, members: impl IntoIterator<Item = String>) -> String {
+    let members = members
+        .into_iter()
+        .map(|member| format!("mgrpRFC822MailMember: {member}@example.jp\n"));
+    format!(
+        "\ndn: cn={name},o=example.jp\nobjectClass: inetMailGroup\ncn: {name}\nmailLocalAddress: {name}@example.jp\n{}",
+        members.collect::<String>()
+    )
+}
+
+#[test]
+fn every_figure_of_the_queue_counts_what_it_says() {
+    let metrics = free_address();
+    let plan = Plan::sample()
+        .set("telemetry", "metrics_listen", &format!("\"{metrics}\""))
+        .ldif(&tiny(100))
+        .ldif(&group("one", ["two", "alice"].map(str::to_owned)))
+        .ldif(&group("two", ["one", "carol"].map(str::to_owned)))
+        .ldif(&group("large", (0..1001).map(|n| format!("member{n}"))));
+    let site = Site::new(plan);
+    let _server = Server::start(&site);
+    let go = |reverse_path: &str, to: &str| {
+        let mut talk = Talk::connect(site.smtp).unwrap();
+        talk.reply();
+        talk.smtp("EHLO client.example");
+        talk.smtp(&format!("MAIL FROM:<{reverse_path}>"));
+        talk.smtp(&format!("RCPT TO:{to}"));
+        talk.smtp("DATA");
+        let reply = talk.smtp("Subject: counted\r\n\r\nIt does not fit into a hundred octets, this mail of ours.\r\n.");
+        talk.smtp("QUIT");
+        queue_id(&reply)
+            .unwrap_or_else(|| panic!("{reply}"))
+            .to_owned()
+    };
+    let waiting = go("alice@example.jp", "<tiny@example.jp>");
+    wait_until_deferred(&site, &waiting);
+    wait_for_figures(
+        metrics,
+        &[
+            ("mail_queue_deferred", 1),
+            ("mail_queue_messages", 1),
+            ("hikyaku_recipients_deferred_total", 1),
+            ("mail_queue_hold", 0),
+        ],
+    );
+    site.ask(&["queue", "hold", &waiting]).must();
+    wait_for_figures(
+        metrics,
+        &[("mail_queue_deferred", 0), ("mail_queue_hold", 1)],
+    );
+    site.ask(&["queue", "delete", &waiting]).must();
+    go("alice@example.jp", "<large@example.jp>");
+    // bob and one who is gone: reported, not to be reported, and reported as an expansion only
+    go("alice@example.jp", "<stale@example.jp>");
+    go("", "<stale@example.jp>");
+    go("alice@example.jp", "<stale@example.jp> NOTIFY=SUCCESS");
+    go("alice@example.jp", "<bob@example.jp> NOTIFY=SUCCESS");
+    go("alice@example.jp", "<one@example.jp>");
+    wait_for_figures(
+        metrics,
+        &[
+            ("hikyaku_smtp_accepted_total", 7),
+            // four for bob, three reports to alice, two members of a group
+            ("hikyaku_recipients_settled_total{outcome=\"delivered\"}", 9),
+            ("hikyaku_recipients_settled_total{outcome=\"bounced\"}", 3),
+            ("hikyaku_recipients_settled_total{outcome=\"expanded\"}", 5),
+            ("hikyaku_recipients_settled_total{outcome=\"collapsed\"}", 1),
+            ("hikyaku_recipients_settled_total{outcome=\"held\"}", 2),
+            ("hikyaku_recipients_settled_total{outcome=\"deleted\"}", 1),
+            ("hikyaku_recipients_settled_total{outcome=\"other\"}", 0),
+            ("hikyaku_recipients_deferred_total", 1),
+            ("hikyaku_double_bounces_total", 1),
+            ("hikyaku_reports_total{action=\"failed\"}", 1),
+            ("hikyaku_reports_total{action=\"delayed\"}", 0),
+            ("hikyaku_reports_total{action=\"delivered\"}", 1),
+            ("hikyaku_reports_total{action=\"expanded\"}", 1),
+            ("mail_queue_incoming", 0),
+            ("mail_queue_active", 0),
+            ("mail_queue_deferred", 0),
+            ("mail_queue_hold", 1),
+            ("mail_queue_messages", 1),
+            ("mail_queue_held{reason=\"group-too-large\"}", 1),
+            ("mail_queue_held{reason=\"poison\"}", 0),
+            // a broken entry, and what is held
+            ("hikyaku_alarms", 2),
+        ],
+    );
+    let status = site.ask(&["status"]).must();
+    let alarm = "ALARM incoming-0: 1 recipients are held, group-too-large;";
+    assert!(status.contains(alarm), "{status}");
 }
 
 /// The fields of the log's lines of one kind, about one mail if its queue id is given.

@@ -19,10 +19,15 @@ struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
     fn new(mib: u32) -> SmallDisk {
+        SmallDisk::with(mib, "")
+    }
+
+    /// The same with more options of tmpfs.
+    fn with(mib: u32, more: &str) -> SmallDisk {
         let place = tempfile::tempdir().unwrap();
         // its own user's, if root mounts it for somebody else
         let (uid, gid) = (getuid().as_raw(), getgid().as_raw());
-        let options = format!("size={mib}m,uid={uid},gid={gid},mode=0700");
+        let options = format!("size={mib}m,uid={uid},gid={gid},mode=0700{more}");
         let mut mount = as_root("mount");
         mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]);
         let said = run(mount.arg(place.path()));
@@ -170,6 +175,19 @@ fn a_full_disk_refuses_mail_takes_deletions_and_recovers_by_itself() {
     server.kill();
     let _server = Server::start(&site);
     assert_holds(&site, &accepted);
+}
+
+#[test]
+fn a_full_disk_of_inodes_is_an_alarm_before_it_is_full() {
+    for (inodes, is_alarm) in [(900, true), (100_000, false)] {
+        let disk = SmallDisk::with(64, &format!(",nr_inodes={inodes}"));
+        let mut site = Site::new(Plan::sample());
+        site.keep_data_in(&disk.0.path().join("data"));
+        let _server = Server::start(&site);
+        let status = site.ask(&["status"]).must();
+        assert_eq!(status.contains(" inodes left;"), is_alarm, "{status}");
+        assert!(!status.contains(" octets left;"), "{status}");
+    }
 }
 
 /// bob has exactly the mails with these subjects.
