@@ -133,6 +133,7 @@ pub const REQUIRED: &[&str] = &[
     "end/bounced 5.2.1",
     "end/bounced 5.2.2",
     "end/bounced 5.4.6",
+    "end/bounced 2.1.5",
     "end/expanded",
     "end/collapsed",
     "end/deleted",

@@ -461,7 +461,9 @@ impl Ledger {
         };
         let worlds = match enhanced {
             "5.1.1" => address == "nobody@example.jp",
-            "5.4.6" => address.starts_with("loop"),
+            "5.4.6" => address.starts_with("endless"),
+            // others get the mail, so nobody is told
+            "2.1.5" => return address.starts_with("loop") && dsn.is_none(),
             "5.2.2" => of(&["full", "u8"]),
             "5.2.1" => of(&["u5", "u6", "u7", "desk"]),
             _ => false,

@@ -218,6 +218,8 @@ impl Version {
             ("alias", format!("{}@example.jp", self.alias)),
             ("fwd", "alias@example.jp".to_owned()),
             ("out", "friend@elsewhere.example".to_owned()),
+            ("endless", "endlessly@example.jp".to_owned()),
+            ("endlessly", "endless@example.jp".to_owned()),
         ] {
             text.push_str(&format!(
                 "dn: cn={name}\nobjectClass: inetLocalMailRecipient\nmailLocalAddress: {name}@example.jp\nmailRoutingAddress: {to}\n\n"
@@ -246,7 +248,12 @@ impl Version {
                 ],
                 None,
             ),
-            ("loopa", &["loopb@example.jp", "u0@example.jp"], None),
+            // each is met again, and has been served by then; the forward goes on for ever
+            (
+                "loopa",
+                &["loopb@example.jp", "u0@example.jp", "endless@example.jp"],
+                None,
+            ),
             ("loopb", &["loopa@example.jp", "u1@example.jp"], None),
         ];
         for (name, members, errors_to) in groups {
