@@ -25,6 +25,7 @@ use hikyaku_mail::id::AccountId;
 use hikyaku_mail::path::{Mailbox, normal_domain};
 
 use crate::AccountState;
+use crate::dn::normal_dn;
 use crate::ldif::{Attribute, Record};
 use crate::password;
 
@@ -427,36 +428,9 @@ pub fn printable(text: &str) -> String {
         .collect()
 }
 
-/// A DN for comparison: lower case, no spaces around `,` `=` `+`, no `#...` of RFC 4517 section 3.3.21 (uniqueMember).
-pub fn normal_dn(dn: &str) -> String {
-    let dn = match dn.rsplit_once('#') {
-        Some((name, bits)) if bits.starts_with('\'') && bits.ends_with("'B") => name,
-        _ => dn,
-    };
-    let mut normal = String::with_capacity(dn.len());
-    let mut spaces = 0;
-    let mut escaped = false;
-    let mut after_separator = true;
-    for c in dn.chars() {
-        let is_separator = !escaped && matches!(c, ',' | '=' | '+');
-        if c == ' ' && !escaped {
-            spaces += 1;
-            continue;
-        }
-        if !is_separator && !after_separator {
-            normal.extend(std::iter::repeat_n(' ', spaces));
-        }
-        spaces = 0;
-        normal.extend(c.to_lowercase());
-        after_separator = is_separator;
-        escaped = !escaped && c == '\\';
-    }
-    normal
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{Draft, MemberDraft, draft, normal_dn, printable};
+    use super::{Draft, MemberDraft, draft, printable};
     use crate::ldif::{Limits, records};
 
     fn one(text: &str) -> Option<Draft> {
@@ -475,17 +449,6 @@ mod tests {
             Some(Draft::Recipient(recipient)) => recipient.errors,
             other => panic!("{other:?}"),
         }
-    }
-
-    #[test]
-    fn dns_compare_as_directories_compare_them() {
-        assert_eq!(
-            normal_dn(" CN = Foo  Bar , O=x + L=y,dc=JP "),
-            "cn=foo  bar,o=x+l=y,dc=jp"
-        );
-        assert_eq!(normal_dn("cn=a\\, b\\ ,dc=jp"), "cn=a\\, b\\ ,dc=jp");
-        assert_eq!(normal_dn("cn=a,dc=jp#'0101'B"), "cn=a,dc=jp");
-        assert_eq!(normal_dn("cn=a#1,dc=jp"), "cn=a#1,dc=jp");
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! * [`ldif_directory`]: a directory held in memory from one LDIF file, swapped whole at reload
 //! * [`file`]: the file itself, and a copy of the last good one
 //! * [`settings`]: what the site adds
+//! * [`dn`]: distinguished names, compared
 //! * [`entry`]: what one LDIF record says, in the words of the inetLocalMailRecipient profile
 //! * [`load`]: the whole file into a [`table::Table`], with its findings
 //! * [`finding`]: what is wrong with a file
@@ -36,6 +37,7 @@ use hikyaku_mail::path::Mailbox;
 use hikyaku_mail::reply::Reply;
 
 pub mod contract;
+pub mod dn;
 pub mod entry;
 pub mod explain;
 pub mod file;

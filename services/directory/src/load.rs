@@ -23,7 +23,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use hikyaku_mail::path::normal_domain;
 
-use crate::entry::{Domains, Draft, Recipient, draft, normal_dn, printable};
+use crate::dn::normal_dn;
+use crate::entry::{Domains, Draft, Recipient, draft, printable};
 use crate::finding::{Finding, Findings, Severity};
 use crate::ldif;
 use crate::load::decoy::Decoys;
