@@ -41,12 +41,20 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Findings while they are made: a bounded number of them.
+/// Findings while they are made: a bounded number of each severity, so that warnings hide no error.
 pub(crate) struct Findings {
     list: Vec<Finding>,
+    /// Of each severity.
     list_max: usize,
-    left_out: usize,
+    warnings: Counts,
+    errors: Counts,
     refuses: bool,
+}
+
+#[derive(Default)]
+struct Counts {
+    listed: usize,
+    left_out: usize,
 }
 
 impl Findings {
@@ -54,7 +62,8 @@ impl Findings {
         Findings {
             list: Vec::new(),
             list_max,
-            left_out: 0,
+            warnings: Counts::default(),
+            errors: Counts::default(),
             refuses: false,
         }
     }
@@ -66,10 +75,15 @@ impl Findings {
         dn: Option<&str>,
         what: impl Into<String>,
     ) {
-        if self.list.len() >= self.list_max {
-            self.left_out += 1;
+        let counts = match severity {
+            Severity::Warning => &mut self.warnings,
+            Severity::Error => &mut self.errors,
+        };
+        if counts.listed >= self.list_max {
+            counts.left_out += 1;
             return;
         }
+        counts.listed += 1;
         self.list.push(Finding {
             line,
             dn: dn.map(str::to_owned),
@@ -98,14 +112,18 @@ impl Findings {
     pub(crate) fn finish(&mut self) -> Vec<Finding> {
         let mut list = std::mem::take(&mut self.list);
         list.sort();
-        if self.left_out > 0 {
-            let what = format!("{} more findings are not listed", self.left_out);
-            list.push(Finding {
-                line: 0,
-                dn: None,
-                what,
-                severity: Severity::Error,
-            });
+        for (severity, counts) in [
+            (Severity::Warning, &self.warnings),
+            (Severity::Error, &self.errors),
+        ] {
+            if counts.left_out > 0 {
+                list.push(Finding {
+                    line: 0,
+                    dn: None,
+                    what: format!("{} more findings are not listed", counts.left_out),
+                    severity,
+                });
+            }
         }
         list
     }

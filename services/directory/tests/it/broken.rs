@@ -281,6 +281,30 @@ async fn findings_are_bounded_and_counted() {
     assert_eq!(table.len(), 1);
 }
 
+#[test]
+fn warnings_hide_no_error() {
+    let mut settings = crate::settings();
+    settings.findings_max = 2;
+    let warned = |n: usize| {
+        format!(
+            "dn: cn=w{n}\nmailLocalAddress: w{n}@example.jp\nmailRoutingAddress: gone@example.jp\n\n"
+        )
+    };
+    let text: String = (0..5).map(warned).collect();
+    let load = |text: &str| {
+        let table = hikyaku_directory::load::load(file(text).as_bytes(), &settings).unwrap();
+        lines(table.findings())
+    };
+    let found = load(&text);
+    assert_eq!(found.len(), 3, "{found:?}");
+    assert_eq!(found[2], "warning: 3 more findings are not listed");
+    let found = load(&format!("{text}dn: cn=e\nmailLocalAddress: bad\n"));
+    assert_eq!(
+        found[2],
+        "line 33: error: cn=e: maillocaladdress: bad: not a mailbox address"
+    );
+}
+
 #[tokio::test]
 async fn a_target_that_leads_nowhere_is_a_warning() {
     let text =
