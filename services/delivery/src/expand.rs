@@ -2,7 +2,7 @@
 //! numbers the children, so whoever leads and however often, every child is delivered under one number.
 
 use bytes::Bytes;
-use hikyaku_directory::explain::{DEPTH_MAX, leads_somewhere};
+use hikyaku_directory::explain::{DEPTH_MAX, MEMBERS_MAX, RECIPIENTS_MAX, leads_somewhere};
 use hikyaku_directory::{Account, Decision, Resolution};
 use hikyaku_mail::dsn::Action;
 use hikyaku_mail::path::Mailbox;
@@ -21,8 +21,8 @@ use crate::job::{ANSWER_TIMEOUT, Job, Step};
 use crate::lanes::LaneKey;
 use crate::report::{self, Composed, Event};
 
-/// Members of one group; a larger one waits for an operator.
-const MEMBERS_MAX: usize = 1000;
+/// What `hikyaku check` warns of is what the queue holds.
+const _: () = assert!(RECIPIENTS_MAX == hikyaku_queue::recipient::RECIPIENTS_MAX);
 /// Octets of children in one record, so that it fits any log with its report.
 const CHILDREN_BYTES_MAX: usize = 768 * 1024;
 

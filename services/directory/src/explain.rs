@@ -10,7 +10,12 @@ use crate::{Decision, Directory, Resolution, Unavailable};
 
 /// Forwards and groups followed in a row, as in the queue.
 pub const DEPTH_MAX: usize = 10;
-/// Addresses looked at, at most.
+/// Members of a group that the queue expands; mail for a larger one is held.
+pub const MEMBERS_MAX: usize = 1000;
+/// Recipients of one mail, those that it was expanded to included; a group that leads to more is
+/// held.
+pub const RECIPIENTS_MAX: usize = 4096;
+/// Addresses looked at.
 const STEPS_MAX: usize = 1000;
 
 /// One address on the way.

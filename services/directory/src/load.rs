@@ -11,12 +11,14 @@
 //! * `groups`: members by address
 //! * `decoy`: what an unknown login is compared with
 //! * `judge`: what can be said only of all entries together
+//! * `routes`: groups, aliases and forwards that lead in a circle, or to more recipients than a mail may have
 
 mod claims;
 mod decoy;
 mod domains;
 mod groups;
 mod judge;
+mod routes;
 
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, HashMap};
@@ -304,7 +306,8 @@ impl Loader<'_> {
         }
         table.decoy = decoys.most_common();
         table.broken = std::mem::take(&mut self.broken);
-        self.judge_decisions(table, &lines);
+        let routes = self.judge_decisions(table, &lines);
+        self.judge_routes(table, &routes, &lines);
         index_ids(table);
         self.judge_roles(table);
         table.findings = self.findings.finish();

@@ -340,6 +340,28 @@ impl Table {
         })
     }
 
+    /// The entry that mail for `address` is routed on by, if it does not end there: of a group, an
+    /// alias or a forward.
+    pub(crate) fn leads_on(&self, address: &Mailbox) -> Option<u32> {
+        let Owner::Entry(index) = self.owner(address).or_else(|| self.role(address))? else {
+            return None;
+        };
+        let is_group = self.usable(index).ok()?.group.is_some();
+        let forwards = || {
+            let decided = self.decide(index, address);
+            decided.is_ok_and(|decided| matches!(decided.decision, Decision::Forward { .. }))
+        };
+        (is_group || forwards()).then_some(index)
+    }
+
+    /// Who is postmaster, for a role address of a domain of ours that no entry has.
+    fn role(&self, address: &Mailbox) -> Option<Owner> {
+        let postmaster = self.settings.postmaster.as_ref()?;
+        let is_ours = self.domains.contains_key(address.domain());
+        let is_role = is_ours && ROLES.contains(&self.plain_local_part(address).as_str());
+        is_role.then(|| self.owner(postmaster))?
+    }
+
     /// `user@domain` for the key `user+detail@domain`. A quoted local part has none: what is cut off it is no key.
     fn without_detail(&self, key: &str) -> Option<String> {
         let (local, domain) = key.rsplit_once('@')?;

@@ -1,30 +1,32 @@
 //! What can be said only of all entries together: whether a decision can be made for each, and whether the role addresses reach
 //! somebody.
 
+use hikyaku_mail::path::Mailbox;
+
 use crate::finding::Severity;
 use crate::load::Loader;
+use crate::load::routes::Routes;
 use crate::table::{ROLES, Table};
 use crate::{Decision, Rule};
 
 impl Loader<'_> {
-    /// A mailbox needs an id, and a target of ours should lead somewhere.
-    pub(super) fn judge_decisions(&mut self, table: &mut Table, lines: &[u32]) {
+    /// A mailbox needs an id, and a target of ours should lead somewhere. Answers where entries
+    /// lead.
+    pub(super) fn judge_decisions(&mut self, table: &mut Table, lines: &[u32]) -> Routes {
+        let mut routes = Routes::new();
         for index in table.indices() {
             let Some(entry) = table.entries.get(index as usize) else {
                 break;
             };
-            let Some(address) = entry
-                .address
-                .clone()
-                .filter(|_| !table.broken.contains_key(&index))
-            else {
+            let address = entry.address.clone();
+            let Some(address) = address.filter(|_| !table.broken.contains_key(&index)) else {
                 continue;
             };
             let (line, dn) = (
                 lines.get(index as usize).copied().unwrap_or(0),
                 entry.dn.clone(),
             );
-            let targets = match table
+            let (targets, errors_to) = match table
                 .decide(index, &address)
                 .map(|resolution| resolution.decision)
             {
@@ -34,25 +36,34 @@ impl Loader<'_> {
                     table.broken.insert(index, error.reason.into());
                     continue;
                 }
-                Ok(Decision::Forward { to }) => vec![to],
-                Ok(Decision::Group { members, errors_to }) => {
-                    members.into_iter().chain(errors_to).collect()
-                }
+                Ok(Decision::Forward { to }) => (vec![to], None),
+                Ok(Decision::Group { members, errors_to }) => (members, errors_to),
                 Ok(_) => continue,
             };
-            for target in targets {
-                if table
-                    .resolve(&target)
-                    .is_ok_and(|resolution| resolution.decision == Decision::NoSuchUser)
-                {
-                    self.find(
-                        Severity::Warning,
-                        line,
-                        Some(&dn),
-                        format!("{target}: no entry has this address"),
-                    );
+            let mut next: Vec<u32> = Vec::new();
+            for target in &targets {
+                match table.leads_on(target) {
+                    Some(entry) => next.push(entry),
+                    None => self.judge_target(table, line, &dn, target),
                 }
             }
+            next.sort_unstable();
+            next.dedup();
+            routes.insert(index, next);
+            if let Some(errors_to) = errors_to {
+                self.judge_target(table, line, &dn, &errors_to);
+            }
+        }
+        routes
+    }
+
+    fn judge_target(&mut self, table: &Table, line: u32, dn: &str, target: &Mailbox) {
+        let is_nobody = table
+            .resolve(target)
+            .is_ok_and(|resolution| resolution.decision == Decision::NoSuchUser);
+        if is_nobody {
+            let what = format!("{target}: no entry has this address");
+            self.find(Severity::Warning, line, Some(dn), what);
         }
     }
 

@@ -31,8 +31,9 @@ fn its_findings_are_those_that_the_fixture_was_made_for() {
         "warning: cn=clear,ou=people,dc=example,dc=jp: userPassword: cleartext is refused, store a hash",
         "warning: cn=unknown-scheme,ou=people,dc=example,dc=jp: userPassword: unknown scheme",
         "warning: cn=all,dc=example,dc=jp: member cn=has left,ou=people,dc=example,dc=jp: no such mail entry; left out",
+        "warning: cn=all,dc=example,dc=jp: leads back to itself: cn=all,dc=example,dc=jp -> cn=all,dc=example,dc=jp",
     ] {
         assert!(findings.contains(expected), "{expected}\n{findings}");
     }
-    assert_eq!(findings.lines().count(), 7, "{findings}");
+    assert_eq!(findings.lines().count(), 8, "{findings}");
 }

@@ -6,6 +6,7 @@ mod contract;
 mod explain;
 mod last_good;
 mod reload;
+mod routes;
 mod scale;
 mod timing;
 
