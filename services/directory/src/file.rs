@@ -2,11 +2,11 @@
 //!
 //! The copy lies where the node keeps its data, and the node starts from it when the file itself is missing, cannot be used, or
 //! has lost more than a tenth of the copy's entries: a restart takes nothing that a running node would refuse. Until the file is
-//! mended, or [`DirectoryFile::accept`] takes it as it is, [`DirectoryFile::alarm`] says what is wrong. Everything here blocks:
-//! call it from a blocking thread.
+//! mended, or [`DirectoryFile::accept`] takes it as it is, [`DirectoryFile::alarm`] says what is
+//! wrong. Everything here but that blocks: call it from a blocking thread.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,7 +21,10 @@ pub struct DirectoryFile {
     directory: Arc<LdifDirectory>,
     path: PathBuf,
     last_good: PathBuf,
+    bytes_max: usize,
     /// One reading at a time: the copy must be of the file that answers.
+    taking: Mutex<()>,
+    /// Locked for a moment only, so that asking for it never waits for a reading.
     alarm: Mutex<Option<String>>,
 }
 
@@ -63,9 +66,10 @@ impl DirectoryFile {
         recent_key: [u8; 32],
     ) -> Result<DirectoryFile, OpenError> {
         let load = |input: &[u8]| LdifDirectory::load(input, settings.clone(), pool);
-        let configured = fs::read(path);
+        let bytes_max = settings.limits.file_bytes_max;
+        let configured = read(path, bytes_max);
         // a copy that is not there is no trouble, and one that cannot be used is of no use
-        let copy = fs::read(last_good).ok();
+        let copy = read(last_good, bytes_max).ok();
         // most starts: nothing has changed, one file is read into memory once
         let is_same =
             matches!((&configured, &copy), (Ok(configured), Some(copy)) if configured == copy);
@@ -86,6 +90,8 @@ impl DirectoryFile {
             directory: Arc::new(directory.with_recent_logins(recent_key)),
             path: path.to_owned(),
             last_good: last_good.to_owned(),
+            bytes_max,
+            taking: Mutex::new(()),
             alarm: Mutex::new(None),
         };
         match configured {
@@ -106,7 +112,7 @@ impl DirectoryFile {
     /// # Errors
     /// When it cannot be read.
     pub fn reload(&self) -> io::Result<Reload> {
-        self.take(fs::read(&self.path), Loss::Few)
+        self.take(read(&self.path, self.bytes_max), Loss::Few)
     }
 
     /// Takes the file as it is now, however many entries it loses: the operator says so. One that cannot be used at all is refused
@@ -115,7 +121,7 @@ impl DirectoryFile {
     /// # Errors
     /// When it cannot be read.
     pub fn accept(&self) -> io::Result<Reload> {
-        self.take(fs::read(&self.path), Loss::Accepted)
+        self.take(read(&self.path, self.bytes_max), Loss::Accepted)
     }
 
     /// Reads the file with other settings; nothing changes before [`DirectoryFile::adopt`].
@@ -124,7 +130,8 @@ impl DirectoryFile {
     /// Why it cannot be used with them.
     pub fn prepare(&self, settings: Settings) -> Result<PreparedFile, String> {
         let name = self.path.display();
-        let input = fs::read(&self.path).map_err(|error| format!("{name}: {error}"))?;
+        let input = read(&self.path, settings.limits.file_bytes_max)
+            .map_err(|error| format!("{name}: {error}"))?;
         match self.directory.prepare(&input, settings, Loss::Few) {
             Ok(prepared) => Ok(PreparedFile { prepared, input }),
             Err(refused) => Err(why(&self.path, &refused)),
@@ -133,9 +140,9 @@ impl DirectoryFile {
 
     /// From now on `file` answers.
     pub fn adopt(&self, file: PreparedFile) {
-        let mut alarm = self.alarm.lock().unwrap_or_else(PoisonError::into_inner);
+        let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
         self.directory.adopt(file.prepared);
-        *alarm = self.keep(&file.input);
+        self.raise(self.keep(&file.input));
     }
 
     /// What an operator must look at; `None` when the file itself answers and its copy is kept.
@@ -147,20 +154,22 @@ impl DirectoryFile {
     }
 
     fn take(&self, input: io::Result<Vec<u8>>, loss: Loss) -> io::Result<Reload> {
-        let mut alarm = self.alarm.lock().unwrap_or_else(PoisonError::into_inner);
+        let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
         let file = self.path.display();
         let input = match input {
             Ok(input) => input,
             Err(error) => {
-                *alarm = Some(format!("{file}: {error}; the last good directory answers"));
+                self.raise(Some(format!(
+                    "{file}: {error}; the last good directory answers"
+                )));
                 return Err(error);
             }
         };
         let reload = self.directory.reload(&input, loss);
-        *alarm = match &reload {
+        self.raise(match &reload {
             Reload::Replaced { .. } => self.keep(&input),
             refused => Some(why(&self.path, refused)),
-        };
+        });
         Ok(reload)
     }
 
@@ -196,6 +205,45 @@ fn why(path: &Path, reload: &Reload) -> String {
             "{file}: has lost {lost} of {of} entries (an entry with another entryUUID is another one); the last good directory answers until `hikyaku directory accept`"
         ),
     }
+}
+
+/// The content of the file at `path`, if it is a regular one of at most `bytes_max` octets. What is
+/// longer is refused by its size, and what has none, a pipe or a device, is not waited for.
+///
+/// # Errors
+/// When it is neither, or cannot be read.
+pub fn read(path: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
+    // before it is opened: a pipe would wait for somebody who writes
+    admit(&fs::metadata(path)?, bytes_max)?;
+    let file = File::open(path)?;
+    // it may be another one by now
+    let size = admit(&file.metadata()?, bytes_max)?;
+    let mut content = Vec::with_capacity(size);
+    let limit = u64::try_from(bytes_max).unwrap_or(u64::MAX);
+    file.take(limit.saturating_add(1))
+        .read_to_end(&mut content)?;
+    if content.len() > bytes_max {
+        return Err(too_long(content.len(), bytes_max));
+    }
+    Ok(content)
+}
+
+/// The size of a file that may be read.
+fn admit(metadata: &Metadata, bytes_max: usize) -> io::Result<usize> {
+    if !metadata.is_file() {
+        let what = "is no regular file, so it is not read";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    let size = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
+    if size > bytes_max {
+        return Err(too_long(size, bytes_max));
+    }
+    Ok(size)
+}
+
+fn too_long(size: usize, bytes_max: usize) -> io::Error {
+    let what = format!("has {size} octets, and at most {bytes_max} are read");
+    io::Error::new(io::ErrorKind::FileTooLarge, what)
 }
 
 fn unreadable() -> io::Error {

@@ -250,7 +250,7 @@ fn check(file: &Path) -> Result<()> {
             say(warning)?;
         }
     }
-    let (directory, _) = users::load(&config)?;
+    let directory = users::load(&config)?;
     let table = directory.table();
     for warning in advice(&config)
         .into_iter()

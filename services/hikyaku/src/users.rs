@@ -6,7 +6,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use futures_util::future::BoxFuture;
-use hikyaku_directory::file::{DirectoryFile, OpenError};
+use hikyaku_directory::file::{self, DirectoryFile, OpenError};
 use hikyaku_directory::finding::Finding;
 use hikyaku_directory::ldif_directory::{LdifDirectory, Reload, Stamp, Stillness};
 use hikyaku_directory::password::PoolLimits;
@@ -76,13 +76,13 @@ pub fn open(config: &Config, recent_key: [u8; 32]) -> Result<(DirectoryFile, Sta
 ///
 /// # Errors
 /// When the file as a whole cannot be used: one line for each reason.
-pub fn load(config: &Config) -> Result<(LdifDirectory, Stamp)> {
+pub fn load(config: &Config) -> Result<LdifDirectory> {
     let file = config.directory.ldif.get_ref();
-    // taken first: a change while reading is seen by the watch
-    let stamp = stamp(file).unwrap_or(NEVER);
-    let bytes = std::fs::read(file).with_context(|| file.display().to_string())?;
-    match LdifDirectory::load(&bytes, settings(config), hashing()) {
-        Ok(directory) => Ok((directory, stamp)),
+    let settings = settings(config);
+    let bytes = file::read(file, settings.limits.file_bytes_max)
+        .with_context(|| file.display().to_string())?;
+    match LdifDirectory::load(&bytes, settings, hashing()) {
+        Ok(directory) => Ok(directory),
         Err(findings) => bail!("{}", located(file, &findings).join("\n")),
     }
 }

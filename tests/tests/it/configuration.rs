@@ -3,9 +3,10 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use hikyaku_tests::harness::binary::{Said, hikyaku};
+use hikyaku_tests::harness::binary::{Said, hikyaku, run};
 use hikyaku_tests::harness::server::Server;
 use hikyaku_tests::harness::site::{PASSWORD, Plan, Site, free_address, person};
 use hikyaku_tests::harness::talk::{read_mails, send_mail, wait_for_mails};
@@ -428,4 +429,34 @@ fn a_changed_directory_is_taken_up_and_a_broken_one_is_not() {
     wait_for("the end of the alarm", AT_ONCE, || {
         !site.ask(&["status"]).must().contains("directory.ldif")
     });
+}
+
+#[test]
+fn a_directory_without_an_end_is_refused_and_waited_for_by_nobody() {
+    let site = Site::new(Plan::sample());
+    let ldif = site.ldif_file();
+    let good = std::fs::read(&ldif).unwrap();
+    let huge = std::fs::File::create(&ldif).unwrap();
+    // holes only: were it read, it would take minutes and 3 GiB
+    huge.set_len(3 << 30).unwrap();
+    assert_refused(
+        &site,
+        &["directory.ldif", "has 3221225472 octets, and at most"],
+    );
+    std::fs::write(&ldif, good).unwrap();
+    let mut server = Server::start(&site);
+    let beside = site.home().join("pipe");
+    assert!(run(Command::new("mkfifo").arg(&beside)).ok);
+    std::fs::rename(&beside, &ldif).unwrap();
+    wait_for("an alarm", AT_ONCE, || {
+        site.ask(&["status"])
+            .must()
+            .contains("directory.ldif: is no regular file")
+    });
+    let sent = send_mail(site.smtp, "", &["alice@example.jp"], "Subject: x\n");
+    assert!(sent.starts_with("250"), "{sent}");
+    let (status, _) = server.stop();
+    assert!(status.success(), "{status}");
+    let said = check(&site);
+    assert!(said.err.contains("is no regular file"), "{}", said.err);
 }

@@ -170,3 +170,30 @@ fn nobody_else_reads_the_copy() {
     let mode = std::fs::metadata(&site.copy).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 }
+
+#[tokio::test]
+async fn a_file_that_is_too_long_or_no_file_is_not_read() {
+    let site = Site::new(&users(0..20));
+    let limits = hikyaku_directory::ldif::Limits {
+        file_bytes_max: users(0..20).len(),
+        ..Default::default()
+    };
+    let settings = hikyaku_directory::settings::Settings {
+        limits,
+        ..settings()
+    };
+    let pool = PoolLimits::default();
+    let opened = DirectoryFile::open(&site.ldif, &site.copy, settings, pool, [0; 32]).unwrap();
+    assert_eq!(opened.alarm(), None);
+    site.write(&users(0..21));
+    let kind = opened.reload().unwrap_err().kind();
+    assert_eq!(kind, std::io::ErrorKind::FileTooLarge);
+    assert!(opened.alarm().unwrap().contains("octets, and at most"));
+    std::fs::remove_file(&site.ldif).unwrap();
+    std::fs::create_dir(&site.ldif).unwrap();
+    assert!(opened.reload().is_err());
+    assert!(opened.alarm().unwrap().contains("is no regular file"));
+    assert!(knows(&opened, "u7").await);
+    let device = std::path::Path::new("/dev/zero");
+    assert!(hikyaku_directory::file::read(device, usize::MAX).is_err());
+}
