@@ -355,7 +355,9 @@ fn recipient(fields: &Fields<'_, '_>, is_group: bool) -> Recipient {
         let stored = std::str::from_utf8(&attribute.value)
             .unwrap_or_default()
             .trim();
-        if let Err(unusable) = password::check(stored) {
+        if let Err(unusable) = password::check(stored)
+            && unusable != password::Unusable::Locked
+        {
             // The value itself never appears: it may be the password.
             warnings.push((
                 attribute.line,
@@ -363,6 +365,9 @@ fn recipient(fields: &Fields<'_, '_>, is_group: bool) -> Recipient {
             ));
         }
     }
+    let is_locked =
+        |stored: &str| password::check(stored) == Err(password::Unusable::Locked);
+    passwords.retain(|stored: &Box<str>| !is_locked(stored));
     if passwords.len() > PASSWORDS_MAX {
         errors.push((
             fields.line,

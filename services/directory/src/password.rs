@@ -1,7 +1,9 @@
 //! Stored passwords: verifying them in constant time and in a bounded pool, and making them.
 //!
 //! `{SSHA}`, `{SSHA256}`, `{SSHA512}` (base64 of digest and salt), `{ARGON2}` (a PHC string) and `{CRYPT}` (see `crypt`).
-//! Cleartext is refused, and so is what is not known here or would cost too much: such a login is unavailable, never wrong.
+//! Cleartext is refused, and so is what is not known here or would cost too much: such a login is
+//! unavailable, never wrong. A locked password, made one that matches nothing by `passwd -l`,
+//! `usermod -L` and the like, is simply never right.
 //!
 //! # Layout
 //! * [`pool`]: verifying off the async threads, a bounded number at once
@@ -70,6 +72,9 @@ pub enum Unusable {
         "unknown scheme, expected {{SSHA}}, {{SSHA256}}, {{SSHA512}}, {{ARGON2}} or {{CRYPT}} with $y$, $2b$, $6$ or $5$"
     )]
     Scheme,
+    /// Nothing matches it, and that was meant.
+    #[error("locked: nothing matches it")]
+    Locked,
     /// The scheme is known, what follows is not it.
     #[error("does not fit its scheme")]
     Malformed,
@@ -101,7 +106,43 @@ fn salted<D: Digest>(password: &[u8], salt: &[u8]) -> Vec<u8> {
         .to_vec()
 }
 
+/// Whether `stored` is what tools make of a password to lock it: `!` or `*` where no hash has one.
+fn is_locked(stored: &str) -> bool {
+    let scheme = stored
+        .strip_prefix('{')
+        .and_then(|rest| rest.split_once('}'));
+    match scheme {
+        Some((scheme, _)) if is_cleartext(scheme) => false,
+        // in front of a hash (passwd -l, usermod -L), or instead of one; Solaris has *LK* and NP,
+        // others nologin
+        Some((scheme, value)) => {
+            let is_word = ["NP", "LK", "nologin"].contains(&value);
+            value.starts_with(['!', '*']) || (is_word && scheme.eq_ignore_ascii_case("crypt"))
+        }
+        // in front of it all, as it stands in /etc/shadow, or of the scheme; else it may be
+        // cleartext
+        None => {
+            let value = stored.trim_start_matches(['!', '*']);
+            let is_marked = value.len() < stored.len();
+            let is_des = value.len() == 13 && crypt::is_base64(value);
+            let is_hash = value.is_empty() || value.starts_with(['{', '$']) || is_des;
+            let is_word = ["*LK*", "*NP*", "*LOCKED*", "*nologin*"]
+                .iter()
+                .any(|word| stored.starts_with(word));
+            (is_marked && is_hash) || is_word
+        }
+    }
+}
+
+fn is_cleartext(scheme: &str) -> bool {
+    let names = ["PLAIN", "CLEAR", "CLEARTEXT"];
+    names.iter().any(|name| scheme.eq_ignore_ascii_case(name))
+}
+
 fn parse(stored: &str) -> Result<Stored<'_>, Unusable> {
+    if is_locked(stored) {
+        return Err(Unusable::Locked);
+    }
     let (scheme, value) = stored
         .strip_prefix('{')
         .and_then(|rest| rest.split_once('}'))
@@ -112,7 +153,7 @@ fn parse(stored: &str) -> Result<Stored<'_>, Unusable> {
         "SSHA512" => parse_salted(value, 64, salted::<Sha512>),
         "ARGON2" | "ARGON2I" | "ARGON2ID" => parse_argon2(value),
         "CRYPT" => Crypt::parse(value).map(Stored::Crypt),
-        "PLAIN" | "CLEAR" | "CLEARTEXT" => Err(Unusable::Cleartext),
+        scheme if is_cleartext(scheme) => Err(Unusable::Cleartext),
         _ => Err(Unusable::Scheme),
     }
 }
@@ -302,7 +343,10 @@ mod tests {
             ("{CRYPT}$6$x$y", Unusable::Malformed),
             ("{CRYPT}hunter2", Unusable::Scheme),
             ("{MD5}x", Unusable::Scheme),
-            ("{SSHA}*", Unusable::Malformed),
+            ("{SSHA}x", Unusable::Malformed),
+            ("!hunter2", Unusable::Cleartext),
+            ("{PLAIN}!hunter2", Unusable::Cleartext),
+            ("*hunter2", Unusable::Cleartext),
             // the digest alone, without salt
             ("{SSHA}AAAAAAAAAAAAAAAAAAAAAAAAAAA=", Unusable::Malformed),
             (
@@ -323,6 +367,37 @@ mod tests {
             ),
         ] {
             assert_eq!(check(stored), Err(why), "{stored}");
+        }
+    }
+
+    #[test]
+    fn what_locks_a_password_is_known() {
+        for stored in [
+            "!",
+            "!!",
+            "*",
+            "*LK*",
+            "*NP*",
+            "*LOCKED*$6$salt$hash",
+            "!$6$salt$hash",
+            "!abJnggxhB/yWI",
+            "!{SSHA}JFjlsWA/s7OcD3F5VqA5dDwesFFzYWx0MTIzNA==",
+            "{CRYPT}!",
+            "{CRYPT}*",
+            "{crypt}!!",
+            "{CRYPT}*0",
+            "{CRYPT}*LK*",
+            "{CRYPT}NP",
+            "{CRYPT}nologin",
+            "{CRYPT}!$y$j75$abcdefgh$uXd7PJV/WfPU1JnkNp7yClp78wTE1oEawafWC/7XMC/",
+            "{CRYPT}!abJnggxhB/yWI",
+            "{SSHA}*",
+            "{SSHA}!JFjlsWA/s7OcD3F5VqA5dDwesFFzYWx0MTIzNA==",
+            "{ARGON2}!$argon2id$v=19$m=256,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4",
+            "{MD5}!x",
+        ] {
+            assert_eq!(check(stored), Err(Unusable::Locked), "{stored}");
+            assert_eq!(class(stored), None, "{stored}");
         }
     }
 

@@ -460,3 +460,30 @@ fn a_directory_without_an_end_is_refused_and_waited_for_by_nobody() {
     let said = check(&site);
     assert!(said.err.contains("is no regular file"), "{}", said.err);
 }
+
+#[test]
+fn a_locked_login_hears_what_a_wrong_one_hears() {
+    let locked =
+        person("dora", "mbox1").replace("userPassword: {SSHA512}", "userPassword: {SSHA512}!");
+    let site = Site::new(Plan::sample().ldif(&locked));
+    let server = Server::start(&site);
+    for login in ["dora", "dora@example.jp", "nobody"] {
+        let refused = read_mails(site.pop3, login, PASSWORD).unwrap_err();
+        let refused = format!("{refused:#}");
+        let expected = "[AUTH] wrong login or password";
+        assert!(refused.contains(expected), "{login}: {refused}");
+    }
+    let lines = "login failed";
+    wait_for("the log's lines", AT_ONCE, || {
+        server.log().matches(lines).count() >= 3
+    });
+    let log = server.log();
+    let failed: Vec<&str> = log.lines().filter(|line| line.contains(lines)).collect();
+    let reason = |line: &str| {
+        let reason = line.split("reason=").nth(1).unwrap_or_default();
+        reason.split(' ').next().unwrap_or_default().to_owned()
+    };
+    let reasons: std::collections::BTreeSet<String> =
+        failed.iter().map(|line| reason(line)).collect();
+    assert_eq!(reasons.len(), 1, "{failed:?}");
+}

@@ -191,7 +191,8 @@ fn number(digits: &str) -> Result<u32, Unusable> {
     Ok(digits.parse().unwrap_or(u32::MAX))
 }
 
-fn is_base64(text: &str) -> bool {
+/// crypt's own base64.
+pub(super) fn is_base64(text: &str) -> bool {
     text.bytes()
         .all(|octet| octet.is_ascii_alphanumeric() || octet == b'.' || octet == b'/')
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::Unavailable;
 use crate::password::recent::Recent;
-use crate::password::{Cost, PoolLimits, cost, verify};
+use crate::password::{Cost, PoolLimits, Unusable, cost, verify};
 
 /// See the module.
 pub struct Pool {
@@ -124,6 +124,7 @@ fn verdict(stored: &[Box<str>], password: &[u8]) -> Verdict {
         // No early return: how long it takes must not say which of them it was.
         match (verify(stored, password), verdict) {
             (Ok(true), _) => verdict = Verdict::Right,
+            (Err(Unusable::Locked), _) => {}
             (Err(_), Verdict::Wrong) => verdict = Verdict::Unknown,
             _ => {}
         }
@@ -161,6 +162,13 @@ mod tests {
         assert_eq!(verdict(&[&good, crypt], b"no").await, Ok(Verdict::Unknown));
         assert_eq!(verdict(&[&good], b"no").await, Ok(Verdict::Wrong));
         assert_eq!(verdict(&[], b"no").await, Ok(Verdict::Wrong));
+        let locked = format!("{{CRYPT}}!{good}");
+        assert_eq!(verdict(&[&locked], b"pw").await, Ok(Verdict::Wrong));
+        assert_eq!(verdict(&[&locked, &good], b"pw").await, Ok(Verdict::Right));
+        assert_eq!(
+            verdict(&[&locked, crypt], b"no").await,
+            Ok(Verdict::Unknown)
+        );
     }
 
     #[tokio::test]
