@@ -6,6 +6,7 @@
 mod contract;
 mod crash;
 mod memory_disk;
+mod places;
 mod sim;
 mod torn_files;
 mod trouble;
