@@ -1,5 +1,7 @@
 //! The state hash of a queue to which everything has happened. Replicas of different builds compare it, so it may change only
-//! together with the version of the record.
+//! together with the version of the record. And that whatever is kept moves it.
+
+use std::collections::BTreeMap;
 
 use crate::machine::{QueueMachine, QueueOptions};
 use bytes::Bytes;
@@ -10,9 +12,9 @@ use hikyaku_proto::v1::outcome::Result as Attempt;
 use hikyaku_proto::v1::recipient::Target;
 use hikyaku_proto::v1::record::Command;
 use hikyaku_proto::v1::{
-    Accept, Attempted, Body, Bounce, BouncedRecipient, Cancel, Deferred, Delivered, Envelope,
-    ExpandTarget, Held, LocalTarget, Operate, Outcome, Recipient, Record, RemoteTarget, Routed,
-    Status, body::Content,
+    Accept, Attempted, Body, Bounce, BouncedRecipient, Cancel, Deferred, Delayed, Delivered,
+    Envelope, ExpandTarget, Held, LocalTarget, Operate, Outcome, Recipient, Record, RemoteTarget,
+    Routed, Status, body::Content,
 };
 use hikyaku_shard::machine::Machine;
 use prost::Message as _;
@@ -266,4 +268,178 @@ fn the_state_hash_is_what_it_always_was() {
     }
     assert_eq!(hash(&machine), "0".repeat(64));
     assert_eq!(hashes, HASHES);
+}
+
+/// The hash of a queue that has taken `mail` and then these commands.
+fn hash_after(mail: Accept, commands: Vec<Command>) -> String {
+    let mut machine = QueueMachine::new(QueueOptions::default());
+    let (start, end) = (Position(1), Position(1));
+    machine.resume(1, Bounds { start, end }).unwrap();
+    let commands = std::iter::once(Command::Accept(mail)).chain(commands);
+    for (position, command) in (1..).zip(commands) {
+        apply(&mut machine, position, command);
+    }
+    hash(&machine)
+}
+
+/// A change of a mail, and of its envelope.
+type Change = fn(&mut Accept);
+type EnvelopeChange = fn(&mut Envelope);
+
+/// Mails of which each differs from the first in one thing that the queue keeps.
+fn mails() -> Vec<Accept> {
+    let local_of = |recipient: &mut Recipient, change: fn(&mut LocalTarget)| {
+        if let Some(Target::Local(target)) = &mut recipient.target {
+            change(target);
+        }
+    };
+    let mut mails = vec![accept(1)];
+    let mut differ = |change: &dyn Fn(&mut Accept)| {
+        let mut mail = accept(1);
+        change(&mut mail);
+        mails.push(mail);
+    };
+    let changes: [Change; 10] = [
+        |mail| mail.message_id = bytes(2),
+        |mail| mail.envelope = None,
+        |mail| mail.body = None,
+        |mail| mail.tenant = "other".into(),
+        |mail| mail.traceparent = "00-4bf92f-00f067-01".into(),
+        |mail| mail.reports_on = bytes(3),
+        |mail| mail.recipients.swap(0, 7),
+        |mail| drop(mail.recipients.pop()),
+        |mail| mail.body.as_mut().unwrap().size += 1,
+        |mail| mail.body.as_mut().unwrap().blake3 = vec![8; 32].into(),
+    ];
+    let of_envelope: [EnvelopeChange; 8] = [
+        |envelope| envelope.reverse_path.push('x'),
+        |envelope| envelope.received_ms += 1,
+        |envelope| envelope.client.push('6'),
+        |envelope| envelope.helo.push('x'),
+        |envelope| envelope.envelope_id.push('x'),
+        |envelope| envelope.ret = "FULL".into(),
+        |envelope| envelope.smtputf8 = true,
+        |envelope| envelope.body_8bit = true,
+    ];
+    let of_recipient: [fn(&mut Recipient); 4] = [
+        |recipient| recipient.address.insert(0, 'x'),
+        |recipient| recipient.original_recipient.push('x'),
+        |recipient| recipient.notify = "NEVER".into(),
+        |recipient| recipient.target = None,
+    ];
+    let of_local: [fn(&mut LocalTarget); 3] = [
+        |target| target.account.push('x'),
+        |target| target.tenant.push('x'),
+        |target| target.mbox.push('x'),
+    ];
+    for change in changes {
+        differ(&change);
+    }
+    for change in of_envelope {
+        differ(&|mail| change(mail.envelope.as_mut().unwrap()));
+    }
+    for number in [0, 1, 7] {
+        for change in of_recipient {
+            differ(&|mail| change(&mut mail.recipients[number]));
+        }
+    }
+    for number in [0, 1] {
+        for change in of_local {
+            differ(&|mail| local_of(&mut mail.recipients[number], change));
+        }
+    }
+    differ(&|mail| mail.recipients[5] = expand(&["cn=a"]));
+    differ(&|mail| mail.recipients[6] = expand(&["cn=b", "cn=a"]));
+    let domain = "other.example".to_owned();
+    let remote = Target::Remote(RemoteTarget { domain });
+    differ(&|mail| mail.recipients[7].target = Some(remote.clone()));
+    mails
+}
+
+/// What may happen to one mail; each ends in another state.
+fn histories() -> Vec<Vec<Command>> {
+    let ended = |shard, uid_validity, uid| {
+        let delivered = Delivered {
+            shard,
+            uid_validity,
+            uid,
+        };
+        vec![attempted(1, vec![(0, Attempt::Delivered(delivered))])]
+    };
+    let held = |reason: &str| {
+        let reason = reason.to_owned();
+        vec![attempted(1, vec![(0, Attempt::Held(Held { reason }))])]
+    };
+    let routed = |recipient, child, errors_to: Option<&str>| {
+        vec![Command::Routed(Routed {
+            message_id: bytes(1),
+            recipient,
+            children: vec![local(child, "example")],
+            errors_to: errors_to.map(str::to_owned),
+            ..Routed::default()
+        })]
+    };
+    let bounced = |dsn: Option<Accept>| {
+        vec![Command::Bounce(Bounce {
+            message_id: bytes(1),
+            recipients: vec![BouncedRecipient {
+                recipient: 1,
+                status: None,
+            }],
+            dsn,
+        })]
+    };
+    let delayed = |number| attempted(1, vec![(number, Attempt::Delayed(Delayed {}))]);
+    let later = |due_ms| attempted(1, vec![(0, deferred(due_ms))]);
+    let cancel = Command::Cancel(Cancel {
+        message_id: bytes(1),
+    });
+    vec![
+        vec![later(5000)],
+        vec![later(5001)],
+        vec![later(5000), later(5000)],
+        vec![attempted(1, vec![(1, deferred(5000))])],
+        vec![delayed(0)],
+        vec![delayed(1)],
+        vec![delayed(0), delayed(1)],
+        vec![later(5000), delayed(0)],
+        ended(1, 2, 3),
+        ended(4, 2, 3),
+        ended(1, 4, 3),
+        ended(1, 2, 4),
+        held("no-outbound"),
+        held("poison"),
+        routed(5, "z", None),
+        routed(6, "z", None),
+        routed(5, "y", None),
+        routed(5, "z", Some("owner@example.jp")),
+        routed(5, "z", Some("")),
+        bounced(None),
+        bounced(Some(accept(20))),
+        bounced(Some(accept(21))),
+        vec![operate(1, Order::Delete, &[0], "")],
+        vec![operate(1, Order::Hold, &[], "look")],
+        vec![operate(1, Order::Hold, &[], "wait")],
+        vec![operate(1, Order::Hold, &[0], "look")],
+        vec![operate(1, Order::Hold, &[0], "wait")],
+        vec![later(5000), cancel],
+    ]
+}
+
+#[test]
+fn all_that_is_kept_moves_the_state_hash() {
+    let mut seen = BTreeMap::new();
+    let mut note = |what: String, hash: String| {
+        let other = seen.insert(hash, what.clone());
+        assert_eq!(other, None, "and {what} have one hash");
+    };
+    note("an empty queue".to_owned(), "0".repeat(64));
+    for (number, mail) in mails().into_iter().enumerate() {
+        let what = format!("mail {number}: {mail:?}");
+        note(what, hash_after(mail, Vec::new()));
+    }
+    for history in histories() {
+        let what = format!("{history:?}");
+        note(what, hash_after(accept(1), history));
+    }
 }
