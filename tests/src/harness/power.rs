@@ -306,13 +306,13 @@ fn now() -> f64 {
         .as_secs_f64()
 }
 
-/// One image to be examined.
-#[derive(Clone, Copy, Debug)]
+/// Images to be examined, one for each model.
+#[derive(Clone, Debug)]
 pub struct Job {
     /// The line to cut at.
     pub cut: usize,
     /// What the disk forgets.
-    pub model: Model,
+    pub models: Vec<Model>,
     /// Kill and recover first, then cut.
     pub over_crash: bool,
 }
@@ -334,16 +334,16 @@ pub fn work_off(
                     let Some(job) = jobs.get(at) else { return };
                     let mut dice = Random::new(at as u64 + 1);
                     let outcome = if job.over_crash {
-                        examine_over_crash(recording, job.cut, &[job.model], &mut dice)
+                        examine_over_crash(recording, job.cut, &job.models, &mut dice)
                     } else {
-                        examine(recording, job.cut, job.model, &mut dice)
-                            .map(|examined| vec![examined])
+                        let models = job.models.iter();
+                        models
+                            .map(|&model| examine(recording, job.cut, model, &mut dice))
+                            .collect()
                     };
                     let mut done = done.lock().expect("no hand panicked");
                     match outcome {
-                        Ok(examined) => done
-                            .0
-                            .extend(examined.into_iter().map(|examined| (job.model, examined))),
+                        Ok(examined) => done.0.extend(job.models.iter().copied().zip(examined)),
                         Err(why) => {
                             let text = format!("image {at}, {job:?}: {why}");
                             let _ = writeln!(std::io::stderr(), "{text}");

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use hikyaku_power::rebuild::Model;
-use hikyaku_power::record::Op;
+use hikyaku_power::record::{Op, Record};
 use hikyaku_tests::harness::load::Load;
 use hikyaku_tests::harness::power::{Job, Recording, work_off};
 use hikyaku_tests::harness::site::Plan;
@@ -18,9 +18,9 @@ const RECORDED_MESSAGES: usize = 60;
 /// Images that must have been examined.
 const IMAGES_MIN: usize = 200;
 /// Moments cut under every model.
-const CUTS: usize = 29;
-/// Images of a crash, a recovery that clients saw, and then the cut.
-const OVER_CRASH: usize = 24;
+const CUTS: usize = 24;
+/// Crashes and recoveries that clients saw, each followed by a cut under each harsh model.
+const OVER_CRASH: usize = 8;
 /// Images examined at once.
 const HANDS: usize = 2;
 /// A start that takes longer has to be explained.
@@ -140,24 +140,39 @@ fn jobs(recording: &Recording, dice: &mut Random) -> Vec<Job> {
     let plain = cuts.iter().flat_map(|&cut| {
         Model::ALL.map(|model| Job {
             cut,
-            model,
+            models: vec![model],
             over_crash: false,
         })
+    });
+    over_crashes(record, dice)
+        .into_iter()
+        .chain(plain)
+        .collect()
+}
+
+/// Kills in the middle of a switch, whose new name is not yet synced, and at random.
+fn over_crashes(record: &Record, dice: &mut Random) -> Vec<Job> {
+    let early = record.lines() / 8;
+    let switches = record.events.iter().filter(|event| {
+        event.end >= early
+            && matches!(&event.op, Op::Rename { to, .. } if to == "current" || to.ends_with(".wal"))
+    });
+    let switches: Vec<usize> = switches.map(|event| event.end).collect();
+    let kills = (0..OVER_CRASH).map(|at| match at % 2 {
+        0 if !switches.is_empty() => switches[dice.below(switches.len())],
+        _ => early + dice.below(record.lines() - early),
     });
     let harsh = [
         Model::Strict,
         Model::Random,
         Model::Ordered,
+        Model::Removals,
         Model::LosePage,
     ];
-    let over_crash = (0..OVER_CRASH).map(|at| Job {
-        cut: record.lines() / 8 + dice.below(record.lines() * 7 / 8),
-        model: harsh[at % harsh.len()],
+    let jobs = kills.map(|cut| Job {
+        cut,
+        models: harsh.to_vec(),
         over_crash: true,
     });
-    over_crash
-        .collect::<Vec<_>>()
-        .into_iter()
-        .chain(plain)
-        .collect()
+    jobs.collect()
 }
