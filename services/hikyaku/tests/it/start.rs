@@ -117,11 +117,13 @@ fn a_start_that_hangs_is_ended_by_a_signal() {
             .spawn()
             .unwrap();
         // it refuses the file, or has come to where SIGTERM does not end it by itself
-        wait_for("a start that hangs", &log, || {
+        let ended = wait_for("a start that hangs", &log, || {
             let ended = start.try_wait().unwrap().is_some();
-            (ended || catches_sigterm(&start)).then_some(())
+            (ended || catches_sigterm(&start)).then_some(ended)
         });
-        terminate(&start);
+        if !ended {
+            terminate(&start);
+        }
         end(&mut start, &log);
     }
 }
