@@ -63,7 +63,8 @@ pub fn warning(certificate: &Path, material: &Material, now_s: i64) -> Option<St
     })
 }
 
-/// What is to be said of a chain that is broken; clients that know the issuers by themselves do not mind.
+/// What is to be said of a chain that is broken; clients that know the issuers by themselves do not
+/// mind.
 pub fn gap(certificate: &Path, material: &Material) -> Option<String> {
     let number = material.gap?;
     Some(format!(

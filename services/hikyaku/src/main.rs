@@ -106,8 +106,8 @@ fn load(file: &Path) -> Result<Config> {
     Config::load(file).map_err(|problems| anyhow!("{}", operator::join(&problems)))
 }
 
-/// Runs a node with the configuration in `file` until it is told to stop or its log fails. Once it serves, it prints where, and
-/// what `then` adds.
+/// Runs a node with the configuration in `file` until it is told to stop or its log fails. Once it
+/// serves, it prints where, and what `then` adds.
 ///
 /// Neither what it prints nor its log nor a file that cannot be read holds up its end.
 fn serve(

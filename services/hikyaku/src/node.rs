@@ -457,7 +457,8 @@ fn broken_entries_alarm(count: usize) -> Option<String> {
     })
 }
 
-/// Configuration, certificate, directory; lines that nobody reads; a log, a queue or a disk that is full or fills up; shards that are parked or do not
+/// Configuration, certificate, directory; lines that nobody reads; a log, a queue or a disk that is
+/// full or fills up; shards that are parked or do not
 /// answer.
 fn node_alarms(
     alarms: &Alarms,

@@ -1,5 +1,5 @@
-//! Standard output. A command ends quietly when nobody reads on, as any program in a pipe does; a server goes on whatever
-//! becomes of its output.
+//! Standard output. A command ends quietly when nobody reads on, as any program in a pipe does; a
+//! server goes on whatever becomes of its output.
 
 use std::fmt::{self, Display};
 use std::fs::File;
@@ -35,7 +35,8 @@ pub fn say(line: impl Display) -> Result<()> {
     writeln!(io::stdout(), "{line}").map_err(|error| Unprinted(error).into())
 }
 
-/// Says on standard error why a command has failed; answers its exit status. A reader that has gone is no failure to tell of.
+/// Says on standard error why a command has failed; answers its exit status. A reader that has gone
+/// is no failure to tell of.
 pub fn failure(error: &anyhow::Error) -> ExitCode {
     if let Some(Unprinted(why)) = error.downcast_ref()
         && why.kind() == ErrorKind::BrokenPipe

@@ -1,4 +1,5 @@
-//! Log lines to standard error, with a filter that may change; traces to a collector, if they are asked for. Mail waits for neither.
+//! Log lines to standard error, with a filter that may change; traces to a collector, if they are
+//! asked for. Mail waits for neither.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::fs::File;
@@ -112,7 +113,8 @@ fn to_standard_error(lines: Lines) -> Result<Output> {
     Output::start("log lines", place, BYTES_MAX, Box::new(note)).context("starting the log")
 }
 
-/// A panic is a line of the log: written in the usual way it would wait for whoever reads standard error.
+/// A panic is a line of the log: written in the usual way it would wait for whoever reads standard
+/// error.
 fn report_panics(output: Output, lines: Lines) {
     std::panic::set_hook(Box::new(move |panic| {
         let thread = std::thread::current();

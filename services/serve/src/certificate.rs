@@ -1,5 +1,5 @@
-//! What a certificate and a key say of themselves, in the words of an operator: which kind of key it is, and whose
-//! certificate is whose issuer's.
+//! What a certificate and a key say of themselves, in the words of an operator: which kind of key
+//! it is, and whose certificate is whose issuer's.
 
 use rustls::pki_types::PrivateKeyDer;
 
@@ -44,7 +44,8 @@ const CURVES: [(&[u8], &str); 8] = [
     ),
 ];
 
-/// The kind of the key that the certificate `der` is for, e.g. `ECDSA on P-256`; `None` if it cannot be told.
+/// The kind of the key that the certificate `der` is for, e.g. `ECDSA on P-256`; `None` if it
+/// cannot be told.
 pub fn kind(der: &[u8]) -> Option<String> {
     // issuer, validity, subject
     let (public, _) = element(skip(skip(skip(from_issuer(der)?)?)?)?, SEQUENCE)?;
@@ -74,7 +75,8 @@ pub fn kind_of_key(key: &PrivateKeyDer<'_>) -> Option<String> {
     }
 }
 
-/// Whether the certificate `issuer` carries the name that `der` gives for its issuer; `None` if one of them is no certificate.
+/// Whether the certificate `issuer` carries the name that `der` gives for its issuer; `None` if one
+/// of them is no certificate.
 pub fn names_as_issuer(der: &[u8], issuer: &[u8]) -> Option<bool> {
     let named = from_issuer(der)?;
     let own = skip(skip(from_issuer(issuer)?)?)?;

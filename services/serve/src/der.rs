@@ -24,7 +24,8 @@ pub fn any(input: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     Some((tag, contents, after))
 }
 
-/// The contents of the element at the start of `input`, which must have this tag, and what follows it.
+/// The contents of the element at the start of `input`, which must have this tag, and what follows
+/// it.
 pub fn element(input: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
     let (found, contents, after) = any(input)?;
     (found == tag).then_some((contents, after))

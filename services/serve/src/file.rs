@@ -1,4 +1,5 @@
-//! Whole files into memory, as large as the caller allows. A FIFO is refused: reading one waits for whoever writes it.
+//! Whole files into memory, as large as the caller allows. A FIFO is refused: reading one waits for
+//! whoever writes it.
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -1,4 +1,5 @@
-//! Lines to a place that may stop taking them, such as standard error in a pipe. Nobody waits for it.
+//! Lines to a place that may stop taking them, such as standard error in a pipe. Nobody waits for
+//! it.
 //!
 //! A line goes into a bounded buffer, and a thread of its own writes the buffer out. A line that
 //! finds no room is left out and counted. Once there is room again a note stands where the lines

@@ -134,7 +134,8 @@ fn secret(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     })
 }
 
-/// Whether the first private key in `pem` is under a passphrase, by PKCS #8 or as OpenSSL did before.
+/// Whether the first private key in `pem` is under a passphrase, by PKCS #8 or as OpenSSL did
+/// before.
 fn is_encrypted(pem: &[u8]) -> bool {
     let text = String::from_utf8_lossy(pem);
     let mut lines = text.lines().map(str::trim);
@@ -146,7 +147,8 @@ fn is_encrypted(pem: &[u8]) -> bool {
             .is_some_and(|line| line.starts_with("Proc-Type:") && line.contains("ENCRYPTED"))
 }
 
-/// Where the chain is broken: the number, from 1, of the first certificate that the next one has not issued.
+/// Where the chain is broken: the number, from 1, of the first certificate that the next one has
+/// not issued.
 fn gap(chain: &[CertificateDer<'_>]) -> Option<usize> {
     let mut pairs = chain.iter().zip(chain.iter().skip(1));
     let broken = pairs.position(|(this, next)| names_as_issuer(this, next) == Some(false))?;

@@ -1,4 +1,5 @@
-//! What a configuration leaves out that a node in earnest has: it starts without, and `hikyaku check` says so.
+//! What a configuration leaves out that a node in earnest has: it starts without, and `hikyaku
+//! check` says so.
 
 use crate::config::Config;
 

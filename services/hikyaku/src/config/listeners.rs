@@ -8,7 +8,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::config::Config;
 
-/// Every address with the key that names it. An IPv4 address written as an IPv6 one is an IPv4 address.
+/// Every address with the key that names it. An IPv4 address written as an IPv6 one is an IPv4
+/// address.
 pub fn listeners(config: &Config) -> impl Iterator<Item = (&'static str, SocketAddr)> {
     let (smtp, pop3) = (&config.smtp, &config.pop3);
     let lists: [(&str, &[SocketAddr]); 5] = [

@@ -8,8 +8,8 @@
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 /// Targets whose lines are for others than developers.
 const TARGETS: [&str; 2] = ["maillog", "access"];
-/// The crates of this workspace: a line about the node itself has the path of its module as target, such as
-/// `hikyaku_log::wal`. The binary's own is `hikyaku`.
+/// The crates of this workspace: a line about the node itself has the path of its module as target,
+/// such as `hikyaku_log::wal`. The binary's own is `hikyaku`.
 const ROOMS: [&str; 17] = [
     "access",
     "blob",

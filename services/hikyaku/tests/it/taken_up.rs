@@ -1,4 +1,5 @@
-//! Every key of the configuration by itself: what a running node takes up counts from then on, and everything else is refused.
+//! Every key of the configuration by itself: what a running node takes up counts from then on, and
+//! everything else is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -171,7 +172,8 @@ impl Pop3 {
     }
 }
 
-/// Whether the server ends the connection, whatever it says before. It is given as long as it likes, up to a minute.
+/// Whether the server ends the connection, whatever it says before. It is given as long as it
+/// likes, up to a minute.
 fn is_ended(stream: &mut impl BufRead) -> bool {
     let mut line = String::new();
     loop {

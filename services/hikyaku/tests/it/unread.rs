@@ -1,4 +1,5 @@
-//! Output that nobody reads, or that cannot be written: mail, commands and the end wait for none of it.
+//! Output that nobody reads, or that cannot be written: mail, commands and the end wait for none of
+//! it.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, PipeReader, Read, pipe};
