@@ -285,6 +285,11 @@ fn routes_are_explained_and_status_tells_how_it_is() {
         &["friend@elsewhere.example", "450 4.3.2"],
     );
     explain("nobody@example.jp", &["550 5.1.1"]);
+    explain(
+        "MAILER-DAEMON@mail.example.jp",
+        &["forward to alice@example.jp", "mbox mbox1", "250 2.1.5"],
+    );
+    explain("someone@mail.example.jp", &["550 5.7.1"]);
     explain("someone@elsewhere.example", &["550 5.7.1"]);
     explain("broken@example.jp", &["451 4.4.3"]);
     send(&site, &["bob@example.jp"], "one");
