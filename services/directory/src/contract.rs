@@ -21,6 +21,7 @@ pub async fn all(directory: &dyn Directory) {
     local_users(directory).await;
     addresses_match(directory).await;
     groups(directory).await;
+    catch_alls(directory).await;
     definite_no(directory).await;
     doubt_is_never_no(directory).await;
     roles_reach_somebody(directory).await;
@@ -208,6 +209,45 @@ async fn groups(directory: &dyn Directory) {
     let errors_to = Some(mailbox("root@example.jp"));
     assert_eq!(resolution.decision, Decision::Group { members, errors_to });
     assert_eq!(resolution.rule, Rule::Group);
+    // A member is found however its name is spelt.
+    let spelt = resolve(directory, "spelt@tenant3.jp").await.decision;
+    let members = vec![mailbox("t.tanaka@tenant3.jp")];
+    let errors_to = None;
+    assert_eq!(spelt, Decision::Group { members, errors_to });
+}
+
+/// What nobody else has: no address, no detail, no role, and no entry that may have lost its
+/// address.
+async fn catch_alls(directory: &dyn Directory) {
+    for address in [
+        "nobody@tenant3.jp",
+        "nobody+x@tenant3.jp",
+        "taro@TENANT3.jp",
+    ] {
+        let resolution = resolve(directory, address).await;
+        let to = mailbox("info@tenant3.jp");
+        assert_eq!(resolution.decision, Decision::Forward { to }, "{address}");
+        assert_eq!(resolution.rule, Rule::RoutingAddress, "{address}");
+        assert!(resolution.is_catch_all, "{address}");
+        assert_eq!(resolution.tenant.as_deref(), Some("Third"), "{address}");
+    }
+    for address in ["info@tenant3.jp", "Info+x@tenant3.jp"] {
+        assert_eq!(
+            local(directory, address).await.id.as_str(),
+            "id-info3",
+            "{address}"
+        );
+        assert!(!resolve(directory, address).await.is_catch_all, "{address}");
+    }
+    for address in ["postmaster@tenant3.jp", "abuse+x@tenant3.jp"] {
+        assert_eq!(
+            resolve(directory, address).await.rule,
+            Rule::RoleAddress,
+            "{address}"
+        );
+    }
+    let lost = directory.resolve(&mailbox("lost@tenant3.jp")).await;
+    assert!(lost.is_err_and(|unavailable| unavailable.is_doubt()));
 }
 
 async fn definite_no(directory: &dyn Directory) {
@@ -309,6 +349,19 @@ async fn logins(directory: &dyn Directory) {
             Err(error) => panic!("{login}: {error:?}"),
         }
     }
+    // A uid may be used by each tenant; with a domain of the tenant it is a login everywhere.
+    for (login, id) in [
+        ("info@tenant2.jp", "id-info2"),
+        ("office@tenant2.jp", "id-info2"),
+        ("INFO@tenant3.jp", "id-info3"),
+        ("taro", "id-taro"),
+        ("taro@tenant3.jp", "id-taro"),
+    ] {
+        match directory.authenticate(login, PASSWORD).await {
+            Ok(account) => assert_eq!(account.id.as_str(), id, "{login}"),
+            Err(error) => panic!("{login}: {error:?}"),
+        }
+    }
     // Mail is forwarded, the mailbox is still there.
     match directory.authenticate("ours-set", PASSWORD).await {
         Ok(account) => assert_eq!(&*account.mbox, "mbox1"),
@@ -331,6 +384,13 @@ async fn logins(directory: &dyn Directory) {
         ("no-password", PASSWORD),
         ("no-password", b""),
         ("empty-password", b""),
+        ("locked", PASSWORD),
+        ("locked@tenant3.jp", b"!"),
+        ("info", PASSWORD),
+        ("info@example.jp", PASSWORD),
+        ("taro@tenant2.jp", PASSWORD),
+        ("nobody@tenant3.jp", PASSWORD),
+        ("@tenant3.jp", PASSWORD),
     ] {
         let answer = directory.authenticate(login, password).await;
         assert_eq!(answer, Err(LoginError::Wrong), "{login:?}");
@@ -345,6 +405,8 @@ async fn logins(directory: &dyn Directory) {
         "bad-quota",
         "clear",
         "unknown-scheme",
+        "lost",
+        "lost@tenant3.jp",
     ] {
         let answer = directory.authenticate(login, PASSWORD).await;
         assert!(

@@ -1,11 +1,12 @@
 //! Distinguished names: one text for all spellings of one name.
 //!
-//! RFC 4514 says how a name is written, RFC 4517 section 4.2.15 which names are the same: those with the same attribute types
-//! and values, in the same order, but in any order inside one multi-valued RDN. Values are compared as RFC 4518 prepares them:
-//! without regard to case, Unicode form and the number of spaces.
+//! RFC 4514 says how a name is written, RFC 4517 section 4.2.15 which names are the same: those
+//! with the same attribute types and values, in the same order, but in any order inside one
+//! multi-valued RDN. Values are compared as RFC 4518 prepares them: without regard to case, Unicode
+//! form and the number of spaces.
 //!
-//! Wider than RFC 4514 where RFC 2253 section 4 was: spaces around separators, `;` for `,`, `OID.` before an object identifier,
-//! values in quotes.
+//! Wider than RFC 4514 where RFC 2253 section 4 was: spaces around separators, `;` for `,`, `OID.`
+//! before an object identifier, values in quotes.
 
 use icu_normalizer::ComposingNormalizerBorrowed;
 
@@ -36,7 +37,8 @@ const TYPES: [(&str, &[&str]); 16] = [
 const SPECIAL: [char; 5] = ['\\', ',', '+', ';', '"'];
 
 /// `name` in the one spelling that all equal names have. A text that is no distinguished name is equal to itself alone, in any
-/// case. The `#...` of a name with an optional UID (RFC 4517 section 3.3.21, uniqueMember) is left out.
+/// case. The `#...` of a name with an optional UID (RFC 4517 section 3.3.21, uniqueMember) is left
+/// out.
 pub fn normal_dn(name: &str) -> String {
     let name = match name.rsplit_once('#') {
         Some((name, bits)) if bits.starts_with('\'') && bits.ends_with("'B") => name,
@@ -231,8 +233,8 @@ fn mapped(letter: char) -> Option<char> {
     }
 }
 
-/// Full case folding, made of the two mappings that there are: by the capital letter, except for the dotless i, whose capital
-/// is another letter's too.
+/// Full case folding, made of the two mappings that there are: by the capital letter, except for
+/// the dotless i, whose capital is another letter's too.
 fn folded(letter: char) -> impl Iterator<Item = char> {
     let (kept, capital) = match letter {
         'ı' => (Some(letter), None),

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | `entryUUID` | 1 | the account's immutable id; needed by a mailbox, not by an alias, forward or group |
 //! | `uid` | many | login names |
-//! | `mailLocalAddress` | 1 or more | addresses; the first is the canonical one |
+//! | `mailLocalAddress` | 1 or more | addresses; the first is the canonical one; `@domain` has all that nobody else has |
 //! | `mailHost` | 0 or 1 | the mbox (ours) or mail server (foreign) |
 //! | `mailRoutingAddress` | 0 or 1 | where mail goes instead |
 //! | `userPassword` | many | `{SSHA}` and so on, see [`crate::password`] |
@@ -17,7 +17,8 @@
 //! An entry with objectClass `domainRelatedObject` names hosted domains: `associatedDomain`, for the tenant `o`, else `ou`,
 //! else its first domain; its `mailHost` is the tenant's default mbox (a server's schema allows it there with the class
 //! `inetLocalMailRecipient`). It is no mailbox: an address in it is in doubt, not unknown. Other entries (people, units) are passed over.
-//! What is wrong with an entry is listed in it, and makes that entry alone unavailable. Next: `load`.
+//! What is wrong with an entry is listed in it, and makes that entry alone unavailable; a member
+//! that names nobody is left out with a warning. Next: `load`.
 
 use std::str::FromStr;
 
@@ -26,11 +27,13 @@ use hikyaku_mail::path::{Mailbox, normal_domain};
 
 use crate::AccountState;
 use crate::dn::normal_dn;
-use crate::ldif::{Attribute, Record};
+use crate::ldif::{Attribute, Fault, Problem, Record};
 use crate::password;
 
 /// Passwords tried for one account at most.
 pub const PASSWORDS_MAX: usize = 8;
+/// Stands for a stored password that cannot be read: nobody knows what it would have said.
+const UNREADABLE: &str = "{UNREADABLE}";
 
 /// What a record is for us.
 #[derive(Debug)]
@@ -54,12 +57,16 @@ pub struct Recipient {
     pub logins: Vec<String>,
     /// `mailLocalAddress`, the canonical one first.
     pub addresses: Vec<Mailbox>,
+    /// The domains of `mailLocalAddress: @domain`.
+    pub catch_alls: Vec<String>,
     /// `mailHost`, in lower case.
     pub mail_host: Option<String>,
     /// `mailRoutingAddress`.
     pub routing: Option<Mailbox>,
-    /// `userPassword`.
+    /// `userPassword`, without those that are locked.
     pub passwords: Vec<Box<str>>,
+    /// A `userPassword` is locked: it matches nothing.
+    pub is_locked: bool,
     /// `mailQuotaSize`.
     pub quota_bytes: Option<u64>,
     /// `accountStatus`.
@@ -104,9 +111,18 @@ pub struct Domains {
     /// The tenant's default mbox.
     pub mail_host: Option<String>,
     /// Each `mailLocalAddress`, with its line: a mailbox's, and this is no mailbox.
-    pub addresses: Vec<(u32, Mailbox)>,
+    pub addresses: Vec<(u32, Local)>,
     /// What is wrong.
     pub errors: Vec<(u32, String)>,
+}
+
+/// A `mailLocalAddress`.
+#[derive(Debug)]
+pub enum Local {
+    /// An address.
+    Address(Mailbox),
+    /// `@domain`: every address of the domain that nobody else has.
+    CatchAll(String),
 }
 
 /// The attributes of the profile.
@@ -153,14 +169,40 @@ impl Name {
     }
 }
 
+/// Whether the attribute `name`, in lower case, is read at all.
+pub fn is_read(name: &str) -> bool {
+    Name::parse(name).is_some()
+}
+
 /// A record's attributes that matter here, in its order.
 struct Fields<'r, 'a> {
     line: u32,
     dn: &'r str,
     list: Vec<(Name, &'r Attribute<'a>)>,
+    faults: &'r [Fault],
 }
 
 impl<'r, 'a> Fields<'r, 'a> {
+    fn of(record: &'r Record<'a>) -> Fields<'r, 'a> {
+        let list = record
+            .attributes
+            .iter()
+            .filter_map(|attribute| Some((Name::parse(&attribute.name)?, attribute)));
+        Fields {
+            line: record.line,
+            dn: &record.dn,
+            list: list.collect(),
+            faults: &record.faults,
+        }
+    }
+
+    /// Whether a value of the attribute could not be read.
+    fn is_faulty(&self, name: Name) -> bool {
+        self.faults
+            .iter()
+            .any(|fault| Name::parse(&fault.name) == Some(name))
+    }
+
     fn named(&self, name: Name) -> impl Iterator<Item = &'r Attribute<'a>> {
         self.list
             .iter()
@@ -169,7 +211,7 @@ impl<'r, 'a> Fields<'r, 'a> {
     }
 
     fn has(&self, name: Name) -> bool {
-        self.named(name).next().is_some()
+        self.named(name).next().is_some() || self.is_faulty(name)
     }
 
     fn is_class(&self, classes: &[&str]) -> bool {
@@ -185,34 +227,32 @@ impl<'r, 'a> Fields<'r, 'a> {
 
 /// What `record` is for us; `None` if it is nothing to do with mail.
 pub fn draft(record: &Record<'_>) -> Option<Draft> {
-    let list = record
-        .attributes
-        .iter()
-        .filter_map(|attribute| Some((Name::parse(&attribute.name)?, attribute)));
-    let fields = Fields {
-        line: record.line,
-        dn: &record.dn,
-        list: list.collect(),
-    };
-    if fields.is_class(&["domainRelatedObject"]) {
+    let fields = Fields::of(record);
+    // classes that cannot be read may be those of a domain: what it hosts must not become somebody
+    // else's
+    let may_be_domain = fields.is_faulty(Name::ObjectClass) && fields.has(Name::AssociatedDomain);
+    if may_be_domain || fields.is_class(&["domainRelatedObject"]) {
         return Some(Draft::Domains(domains(&fields)));
     }
-    let is_mail_group = fields.has(Name::MemberAddress)
-        || fields.is_class(&["inetMailGroup", "mailGroup", "nisMailAlias"]);
-    let is_recipient = is_mail_group
-        || [
-            Name::MailLocalAddress,
-            Name::MailRoutingAddress,
-            Name::MailHost,
-        ]
-        .iter()
-        .any(|&name| fields.has(name))
-        || fields.is_class(&["inetLocalMailRecipient"]);
+    let has_address = [
+        Name::MailLocalAddress,
+        Name::MailRoutingAddress,
+        Name::MailHost,
+    ]
+    .iter()
+    .any(|&name| fields.has(name));
+    let is_mail_group =
+        fields.has(Name::MemberAddress) || fields.is_class(&["inetMailGroup", "mailGroup"]);
+    let is_unix_alias = fields.is_class(&["nisMailAlias"]);
+    // an alias of a Unix host has no address unless somebody gave it one
+    let is_mail_class = fields.is_class(&["inetLocalMailRecipient", "inetMailGroup", "mailGroup"]);
+    let is_recipient = has_address || is_mail_class || (is_mail_group && !is_unix_alias);
     if !is_recipient {
         return None;
     }
-    let is_group =
-        is_mail_group || fields.is_class(&["groupOfNames", "groupOfUniqueNames", "groupOfMembers"]);
+    let is_group = is_mail_group
+        || is_unix_alias
+        || fields.is_class(&["groupOfNames", "groupOfUniqueNames", "groupOfMembers"]);
     Some(Draft::Recipient(Box::new(recipient(&fields, is_group))))
 }
 
@@ -269,6 +309,13 @@ fn one<T>(
     values(fields, name, complaints, parse).pop()
 }
 
+fn local(text: &str) -> Result<Local, String> {
+    match text.strip_prefix('@') {
+        Some(domain) => host(domain).map(Local::CatchAll),
+        None => mailbox(text).map(Local::Address),
+    }
+}
+
 fn mailbox(text: &str) -> Result<Mailbox, String> {
     Mailbox::from_str(text).map_err(|error| error.to_string())
 }
@@ -297,12 +344,25 @@ fn state(text: &str) -> Result<AccountState, String> {
 
 /// RFC 4524 section 2: `associatedDomain`; the tenant is the organisation.
 fn domains(fields: &Fields<'_, '_>) -> Domains {
-    let mut errors = Vec::new();
+    let mut errors = faults(fields, |fault| {
+        is_cut_off(fault)
+            || matches!(
+                Name::parse(&fault.name),
+                None | Some(
+                    Name::AssociatedDomain
+                        | Name::MailHost
+                        | Name::MailLocalAddress
+                        | Name::ObjectClass
+                        | Name::Organization
+                        | Name::OrganizationalUnit
+                )
+            )
+    });
     let domains = values(fields, Name::AssociatedDomain, &mut errors, host);
     let mail_host = one(fields, Name::MailHost, &mut errors, host);
     let addresses = fields
         .named(Name::MailLocalAddress)
-        .filter_map(|value| Some((value.line, text(value).ok()?.parse().ok()?)))
+        .filter_map(|value| Some((value.line, local(text(value).ok()?).ok()?)))
         .collect();
     let text_of = |name: Name| {
         fields
@@ -330,17 +390,54 @@ fn domains(fields: &Fields<'_, '_>) -> Domains {
     }
 }
 
+/// What of the record could not be read, where `counts` says that it matters.
+fn faults(fields: &Fields<'_, '_>, counts: impl Fn(&Fault) -> bool) -> Complaints {
+    let counting = fields.faults.iter().filter(|fault| counts(fault));
+    counting
+        .map(|fault| (fault.line, format!("{}: {}", fault.name, fault.what)))
+        .collect()
+}
+
+/// Other values may be missing too.
+fn is_cut_off(fault: &Fault) -> bool {
+    matches!(fault.what, Problem::TooManyValues | Problem::RecordTooLong)
+}
+
+/// A value that names nobody whom anybody could find, as if it were not there.
+fn is_nobody(fault: &Fault) -> bool {
+    let name = Name::parse(&fault.name);
+    matches!(name, Some(Name::Member | Name::MemberAddress))
+        && matches!(fault.what, Problem::NotText | Problem::BadBase64)
+}
+
 fn recipient(fields: &Fields<'_, '_>, is_group: bool) -> Recipient {
-    let mut errors = Vec::new();
+    let mut errors = faults(fields, |fault| {
+        let is_elsewhere = matches!(
+            Name::parse(&fault.name),
+            Some(
+                Name::UserPassword
+                    | Name::AssociatedDomain
+                    | Name::Organization
+                    | Name::OrganizationalUnit
+            )
+        );
+        is_cut_off(fault) || !(is_elsewhere || is_nobody(fault))
+    });
     let mut warnings = Vec::new();
-    let addresses = values(fields, Name::MailLocalAddress, &mut errors, mailbox);
-    if addresses.is_empty() && errors.is_empty() {
+    let (mut addresses, mut catch_alls) = (Vec::new(), Vec::new());
+    for address in values(fields, Name::MailLocalAddress, &mut errors, local) {
+        match address {
+            Local::Address(address) => addresses.push(address),
+            Local::CatchAll(domain) => catch_alls.push(domain),
+        }
+    }
+    if addresses.is_empty() && catch_alls.is_empty() && errors.is_empty() {
         errors.push((
             fields.line,
             "no mailLocalAddress: mail can never reach this entry".to_owned(),
         ));
     }
-    let group = is_group.then(|| group(fields, &mut errors));
+    let group = is_group.then(|| group(fields, &mut errors, &mut warnings));
     let routing = one(fields, Name::MailRoutingAddress, &mut errors, mailbox);
     if group.is_some() && routing.is_some() {
         errors.push((
@@ -348,33 +445,7 @@ fn recipient(fields: &Fields<'_, '_>, is_group: bool) -> Recipient {
             "both a group and mailRoutingAddress".to_owned(),
         ));
     }
-    let mut passwords = values(fields, Name::UserPassword, &mut warnings, |text| {
-        Ok(text.into())
-    });
-    for attribute in fields.named(Name::UserPassword) {
-        let stored = std::str::from_utf8(&attribute.value)
-            .unwrap_or_default()
-            .trim();
-        if let Err(unusable) = password::check(stored)
-            && unusable != password::Unusable::Locked
-        {
-            // The value itself never appears: it may be the password.
-            warnings.push((
-                attribute.line,
-                format!("userPassword: {unusable}; logins that need it are unavailable"),
-            ));
-        }
-    }
-    let is_locked =
-        |stored: &str| password::check(stored) == Err(password::Unusable::Locked);
-    passwords.retain(|stored: &Box<str>| !is_locked(stored));
-    if passwords.len() > PASSWORDS_MAX {
-        errors.push((
-            fields.line,
-            format!("more than {PASSWORDS_MAX} userPassword values"),
-        ));
-        passwords.clear();
-    }
+    let (passwords, is_locked) = passwords(fields, &mut errors, &mut warnings);
     Recipient {
         line: fields.line,
         dn: printable(fields.dn).into(),
@@ -385,9 +456,11 @@ fn recipient(fields: &Fields<'_, '_>, is_group: bool) -> Recipient {
             Ok(text.to_ascii_lowercase())
         }),
         addresses,
+        catch_alls,
         mail_host: one(fields, Name::MailHost, &mut errors, host),
         routing,
         passwords,
+        is_locked,
         quota_bytes: one(fields, Name::MailQuotaSize, &mut errors, octets),
         state: one(fields, Name::AccountStatus, &mut errors, state).unwrap_or_default(),
         group,
@@ -396,7 +469,64 @@ fn recipient(fields: &Fields<'_, '_>, is_group: bool) -> Recipient {
     }
 }
 
-fn group(fields: &Fields<'_, '_>, errors: &mut Complaints) -> GroupDraft {
+/// Stored passwords that may match, and whether one is locked. One that cannot be read stays, for
+/// it may be the right one.
+fn passwords(
+    fields: &Fields<'_, '_>,
+    errors: &mut Complaints,
+    warnings: &mut Complaints,
+) -> (Vec<Box<str>>, bool) {
+    let mut passwords: Vec<Box<str>> = Vec::new();
+    let mut is_locked = false;
+    let unread = fields
+        .faults
+        .iter()
+        .filter(|fault| Name::parse(&fault.name) == Some(Name::UserPassword));
+    for fault in unread {
+        let what = format!(
+            "userPassword: {}; logins that need it are unavailable",
+            fault.what
+        );
+        warnings.push((fault.line, what));
+        passwords.push(UNREADABLE.into());
+    }
+    for attribute in fields.named(Name::UserPassword) {
+        let stored = text(attribute);
+        if attribute.value.trim_ascii().is_empty() {
+            warnings.push((attribute.line, "userPassword: empty".to_owned()));
+            continue;
+        }
+        let stored = stored.unwrap_or(UNREADABLE);
+        match password::check(stored) {
+            Err(password::Unusable::Locked) => {
+                is_locked = true;
+                continue;
+            }
+            // The value itself never appears: it may be the password.
+            Err(unusable) => warnings.push((
+                attribute.line,
+                format!("userPassword: {unusable}; logins that need it are unavailable"),
+            )),
+            Ok(()) => {}
+        }
+        passwords.push(stored.into());
+    }
+    if passwords.len() > PASSWORDS_MAX {
+        errors.push((
+            fields.line,
+            format!("more than {PASSWORDS_MAX} userPassword values"),
+        ));
+        passwords.clear();
+    }
+    (passwords, is_locked)
+}
+
+fn group(
+    fields: &Fields<'_, '_>,
+    errors: &mut Complaints,
+    warnings: &mut Complaints,
+) -> GroupDraft {
+    let mut left_out = faults(fields, is_nobody);
     let mut members = Vec::new();
     for &(name, attribute) in &fields.list {
         let is_dn = name == Name::Member;
@@ -413,9 +543,11 @@ fn group(fields: &Fields<'_, '_>, errors: &mut Complaints) -> GroupDraft {
         });
         match member {
             Ok(member) => members.push(member),
-            Err(what) => errors.push((attribute.line, what)),
+            Err(what) => left_out.push((attribute.line, what)),
         }
     }
+    let left_out = left_out.into_iter();
+    warnings.extend(left_out.map(|(line, what)| (line, format!("{what}; left out"))));
     let errors_to = one(fields, Name::MemberErrorsTo, errors, |text| {
         mailbox(text.strip_prefix("mailto:").unwrap_or(text))
     });
@@ -522,9 +654,19 @@ mod tests {
                 "accountstatus: gone: expected active, suspended, disabled or deleted",
             ),
             (
-                "mailLocalAddress: a@x\nrfc822MailMember: b\n",
+                "mailLocalAddress: a@x\nmember;range=0-1499: uid=b\n",
                 4,
-                "rfc822mailmember: b: not a mailbox address",
+                "member: `;range=` has a part of the values only (Active Directory gives 1,500 at a time); export all of them",
+            ),
+            (
+                "mailLocalAddress: a@x\nmailHost:< file:///host\n",
+                4,
+                "mailhost: values from files or URLs (`:<`) are not read",
+            ),
+            (
+                "mailLocalAddress: @a b\n",
+                3,
+                "maillocaladdress: @a b: not a host name",
             ),
         ] {
             assert_eq!(
@@ -548,6 +690,58 @@ mod tests {
         assert_eq!(recipient.warnings.len(), 3);
         assert!(recipient.errors.is_empty());
         assert!(!format!("{:?}", recipient.warnings).contains("hunter2"));
+    }
+
+    #[test]
+    fn a_member_that_names_nobody_is_left_out() {
+        let text = "dn: cn=g\nobjectClass: groupOfNames\nmailLocalAddress: g@x\nmember: uid=a\nmember:\nmember:: ***\nrfc822MailMember: b\n\
+            rfc822MailMember: |/bin/x\nrfc822MailMember: c@x\n";
+        let Some(Draft::Recipient(recipient)) = one(text) else {
+            panic!()
+        };
+        assert_eq!(recipient.errors, []);
+        let warnings: Vec<&str> = recipient
+            .warnings
+            .iter()
+            .map(|(_, it)| it.as_str())
+            .collect();
+        assert_eq!(
+            warnings,
+            [
+                "member: not base64 after `::`; left out",
+                "member: empty, or with control characters; left out",
+                "rfc822mailmember: b: not a mailbox address; left out",
+                "rfc822mailmember: |/bin/x: not a mailbox address; left out",
+            ]
+        );
+        assert_eq!(recipient.group.unwrap().members.len(), 2);
+    }
+
+    #[test]
+    fn a_unix_alias_without_an_address_is_not_mail() {
+        let alias = "dn: cn=staff\nobjectClass: nisMailAlias\ncn: staff\nrfc822MailMember: bob\n";
+        assert!(one(alias).is_none());
+        for more in [
+            "mailLocalAddress: a@x\n",
+            "objectClass: inetLocalMailRecipient\n",
+        ] {
+            let Some(Draft::Recipient(recipient)) = one(&format!("{alias}{more}")) else {
+                panic!("{more}")
+            };
+            assert!(recipient.group.is_some(), "{more}");
+        }
+    }
+
+    #[test]
+    fn passwords_that_cannot_be_read_are_kept_and_locked_ones_are_not() {
+        let text = "dn: uid=a\nmailLocalAddress: a@x\nuserPassword:< file:///pw\nuserPassword:: //8=\nuserPassword: {CRYPT}!!\nuserPassword: \n";
+        let Some(Draft::Recipient(recipient)) = one(text) else {
+            panic!()
+        };
+        let kept: Vec<&str> = recipient.passwords.iter().map(|it| &**it).collect();
+        assert_eq!(kept, ["{UNREADABLE}", "{UNREADABLE}"]);
+        assert!(recipient.is_locked && recipient.errors.is_empty());
+        assert_eq!(recipient.warnings.len(), 3, "{:?}", recipient.warnings);
     }
 
     #[test]

@@ -179,6 +179,9 @@ impl fmt::Display for Resolution {
         if let Some(entry) = &self.entry {
             write!(f, "; {entry}")?;
         }
+        if self.is_catch_all {
+            f.write_str("; catch-all of the domain")?;
+        }
         if let Some(tenant) = &self.tenant {
             write!(f, "; tenant {tenant}")?;
         }

@@ -5,7 +5,7 @@
 //! permanent refusal, nor "wrong password". The room decides one step: it never follows a forward or a group itself, because
 //! following one is a record in the queue's log. [`explain`] shows the steps that the queue would take.
 //!
-//! It refuses: cleartext passwords, LDIF that refers to other files, change records.
+//! It refuses: cleartext passwords, values that are in other files, change records.
 //! From here a recipient goes to `edge` (RCPT) and `delivery` (expansion), a login to `access`.
 //!
 //! # Layout
@@ -87,6 +87,8 @@ pub struct Resolution {
     pub entry: Option<String>,
     /// The tenant of the address; `None` for [`Decision::Foreign`].
     pub tenant: Option<Arc<str>>,
+    /// No entry has the address itself: it is one of all the others of its domain.
+    pub is_catch_all: bool,
 }
 
 /// What to do with mail for an address.

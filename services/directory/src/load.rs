@@ -3,7 +3,8 @@
 //! A finding about the file (not LDIF, no entries, no domains, settings that contradict it) refuses the file. A finding about an
 //! entry makes that entry alone unavailable (it tempfails), one about an address or a login that several entries claim makes that
 //! address or login unavailable. Never does a broken entry become "no such user": while an entry is broken, its
-//! `uid@domain` is unavailable too, for its address may be what is broken.
+//! `uid@domain` is unavailable too, for its address may be what is broken. A trouble of a domain is said once, not for each entry
+//! in it.
 //!
 //! # Layout, in the order of a load
 //! * `domains`: which mboxes and domains are ours
@@ -23,10 +24,10 @@ mod routes;
 use std::collections::hash_map::Entry as Slot;
 use std::collections::{BTreeMap, HashMap};
 
-use hikyaku_mail::path::normal_domain;
+use hikyaku_mail::path::{Mailbox, normal_domain};
 
 use crate::dn::normal_dn;
-use crate::entry::{Domains, Draft, Recipient, draft, printable};
+use crate::entry::{Domains, Draft, Recipient, draft, is_read, printable};
 use crate::finding::{Finding, Findings, Severity};
 use crate::ldif;
 use crate::load::decoy::Decoys;
@@ -45,11 +46,17 @@ pub fn load(input: &[u8], settings: &Settings) -> Result<Table, Vec<Finding>> {
         broken: BTreeMap::new(),
         addresses_in_doubt: Vec::new(),
         dns: HashMap::new(),
+        probes: BTreeMap::new(),
+        locked: 0,
     };
-    if loader.read(input).is_none() {
-        return Err(loader.findings.finish());
+    match ldif::as_utf8(input) {
+        Ok(text) if loader.read(&text).is_some() => loader.table(),
+        Ok(_) => Err(loader.findings.finish()),
+        Err(error) => {
+            loader.refuse(error.line, error.what.to_string());
+            Err(loader.findings.finish())
+        }
     }
-    loader.table()
 }
 
 struct Loader<'s> {
@@ -62,6 +69,10 @@ struct Loader<'s> {
     addresses_in_doubt: Vec<Box<str>>,
     /// Normalised DN of every record, its line, and the recipient it is.
     dns: HashMap<Box<str>, (u32, Option<u32>)>,
+    /// An address of each entry that has catch-alls alone.
+    probes: BTreeMap<u32, Mailbox>,
+    /// Entries with a locked password.
+    locked: usize,
 }
 
 impl Loader<'_> {
@@ -86,7 +97,7 @@ impl Loader<'_> {
     }
 
     fn read(&mut self, input: &[u8]) -> Option<()> {
-        for record in ldif::records(input, self.settings.limits) {
+        for record in ldif::records(input, self.settings.limits).wanting(is_read) {
             let record = match record {
                 Ok(record) => record,
                 Err(error) => {
@@ -113,7 +124,9 @@ impl Loader<'_> {
                 }
                 None => None,
             };
-            self.note_dn(&record, recipient);
+            if !record.faults.iter().any(|fault| fault.name == "dn") {
+                self.note_dn(&record, recipient);
+            }
         }
         if self.recipients.is_empty() {
             self.refuse(0, "no mail entries: nobody could receive mail");
@@ -193,7 +206,7 @@ impl Loader<'_> {
         let tenant_of = self.judge_each(&domains);
         self.judge_ids();
         let addresses = self.addresses();
-        let logins = self.logins(&addresses);
+        let logins = self.logins(&tenant_of, &addresses);
         let groups = self.groups();
         let mut table = Table {
             settings: self.settings.clone(),
@@ -205,6 +218,8 @@ impl Loader<'_> {
             broken: BTreeMap::new(),
             addresses,
             logins,
+            lost: BTreeMap::new(),
+            locked: self.locked,
             by_id: Vec::new(),
             ids_in_doubt: false,
             decoy: None,
@@ -217,6 +232,7 @@ impl Loader<'_> {
     /// Each entry by itself: what the profile said, and whose it is. Answers the tenant of each.
     fn judge_each(&mut self, domains: &BTreeMap<String, DomainOwner>) -> Vec<u32> {
         let mut tenant_of = Vec::with_capacity(self.recipients.len());
+        let mut in_broken_domains = 0;
         for index in 0..self.recipients.len() {
             let Some(recipient) = self.recipients.get_mut(index) else {
                 break;
@@ -224,44 +240,63 @@ impl Loader<'_> {
             let (line, dn) = (recipient.line, recipient.dn.clone());
             let errors = std::mem::take(&mut recipient.errors);
             let warnings = std::mem::take(&mut recipient.warnings);
-            let mut owner = None;
-            let mut doubts = Vec::new();
+            let mut claim = Claim {
+                domains,
+                owner: None,
+                doubts: Vec::new(),
+                in_broken_domains: 0,
+            };
+            let address_count = recipient.addresses.len() + recipient.catch_alls.len();
             recipient.addresses.retain(|address| {
-                let doubt = match (domains.get(address.domain()), owner) {
-                    (Some(DomainOwner::Tenant(tenant)), None) => {
-                        owner = Some(*tenant);
-                        return true;
-                    }
-                    (Some(DomainOwner::Tenant(tenant)), Some(first)) if *tenant == first => {
-                        return true;
-                    }
-                    (Some(DomainOwner::Tenant(_)), Some(_)) => {
-                        "its domain is another tenant's than the first address's"
-                    }
-                    (Some(DomainOwner::InDoubt), _) => "the entry of its domain is broken",
-                    (None, _) => "no domainRelatedObject entry hosts its domain",
-                };
-                doubts.push((
-                    address_key(address),
-                    format!("mailLocalAddress {address}: {doubt}; it is unavailable"),
-                ));
-                false
+                claim.admits(address.domain(), || {
+                    (address_key(address), address.to_string())
+                })
             });
-            let is_nowhere = recipient.addresses.is_empty() && !doubts.is_empty();
+            recipient.catch_alls.retain(|domain| {
+                let key = format!("@{domain}");
+                claim.admits(domain, || (key.clone(), key.clone()))
+            });
+            let left = recipient.addresses.len() + recipient.catch_alls.len();
+            if let (true, Some(domain)) =
+                (recipient.addresses.is_empty(), recipient.catch_alls.first())
+                && let Ok(probe) = format!("postmaster@{domain}").parse()
+            {
+                self.probes.insert(index as u32, probe);
+            }
+            self.locked += usize::from(recipient.is_locked);
+            let Claim {
+                owner,
+                doubts,
+                in_broken_domains: broken,
+                ..
+            } = claim;
+            in_broken_domains += broken;
             tenant_of.push(owner.unwrap_or(u32::MAX));
             for (line, what) in warnings {
                 self.find(Severity::Warning, line, Some(&dn), what);
             }
             for (key, what) in doubts {
-                self.find(Severity::Error, line, Some(&dn), what);
+                if let Some(what) = what {
+                    self.find(Severity::Error, line, Some(&dn), what);
+                }
                 self.addresses_in_doubt.push(key.into());
             }
             for (line, what) in errors {
                 self.break_entry(index, line, what);
             }
-            if is_nowhere {
-                self.break_entry(index, line, "none of its addresses can be used".to_owned());
+            if left == 0 && address_count > 0 {
+                // why, has been said
+                let why = "none of its addresses can be used";
+                self.broken
+                    .entry(index as u32)
+                    .or_insert_with(|| why.into());
             }
+        }
+        if in_broken_domains > 0 {
+            let what = format!(
+                "{in_broken_domains} addresses are unavailable, for the entries of their domains are broken"
+            );
+            self.find(Severity::Error, 0, None, what);
         }
         tenant_of
     }
@@ -270,6 +305,7 @@ impl Loader<'_> {
     fn fill(&mut self, table: &mut Table, tenant_of: Vec<u32>, mut groups: BTreeMap<u32, Group>) {
         let mut lines = Vec::with_capacity(self.recipients.len());
         let mut decoys = Decoys::default();
+        let mut logins = Vec::with_capacity(self.recipients.len());
         for (index, recipient) in std::mem::take(&mut self.recipients).into_iter().enumerate() {
             let number = index as u32;
             lines.push(recipient.line);
@@ -291,6 +327,7 @@ impl Loader<'_> {
                 self.find(Severity::Warning, recipient.line, Some(&recipient.dn), what);
             }
             decoys.count(&recipient.passwords);
+            logins.push(recipient.logins);
             table.entries.push(Entry {
                 dn: recipient.dn,
                 id: recipient.id,
@@ -307,10 +344,53 @@ impl Loader<'_> {
         table.decoy = decoys.most_common();
         table.broken = std::mem::take(&mut self.broken);
         let routes = self.judge_decisions(table, &lines);
+        for (&index, _) in &table.broken {
+            for login in logins.get(index as usize).into_iter().flatten() {
+                let entries = table.lost.entry(login.as_str().into()).or_default();
+                entries.push(index);
+            }
+        }
         self.judge_routes(table, &routes, &lines);
         index_ids(table);
         self.judge_roles(table);
         table.findings = self.findings.finish();
+    }
+}
+
+/// Which addresses of an entry can be its own: those in the domains of one tenant.
+struct Claim<'d> {
+    domains: &'d BTreeMap<String, DomainOwner>,
+    /// The tenant of the first one.
+    owner: Option<u32>,
+    /// The others: the key of each, and what is wrong unless it is the domain's entry, which has
+    /// findings of its own.
+    doubts: Vec<(String, Option<String>)>,
+    in_broken_domains: usize,
+}
+
+impl Claim<'_> {
+    /// Whether an address in `domain` is the entry's; `name` is its key and how it is written.
+    fn admits(&mut self, domain: &str, name: impl Fn() -> (String, String)) -> bool {
+        let doubt = match (self.domains.get(domain), self.owner) {
+            (Some(DomainOwner::Tenant(tenant)), None) => {
+                self.owner = Some(*tenant);
+                return true;
+            }
+            (Some(DomainOwner::Tenant(tenant)), Some(first)) if *tenant == first => return true,
+            (Some(DomainOwner::Tenant(_)), Some(_)) => {
+                Some("its domain is another tenant's than the first address's")
+            }
+            (Some(DomainOwner::InDoubt), _) => {
+                self.in_broken_domains += 1;
+                None
+            }
+            (None, _) => Some("no domainRelatedObject entry hosts its domain"),
+        };
+        let (key, address) = name();
+        let what =
+            doubt.map(|doubt| format!("mailLocalAddress {address}: {doubt}; it is unavailable"));
+        self.doubts.push((key, what));
+        false
     }
 }
 
@@ -329,5 +409,5 @@ fn index_ids(table: &mut Table) {
     table.by_id = by_id;
     table.entries.shrink_to_fit();
     table.addresses.shrink_to_fit();
-    table.logins.shrink_to_fit();
+    table.logins.alone.shrink_to_fit();
 }

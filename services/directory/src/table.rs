@@ -2,14 +2,15 @@
 //!
 //! Addresses match with the domain in lower case and the local part without regard to ASCII case (so no two accounts can differ
 //! by case only); `"alice"@x` is `alice@x`. An address that no entry has falls back to the part before the delimiter
-//! (`user+detail@` to `user@`), then to the site's postmaster if it is a role address. Lookups are constant time in the number
-//! of entries. Made by `load`, served by `ldif_directory`.
+//! (`user+detail@` to `user@`), then to the site's postmaster if it is a role address, then to the
+//! entry that has `@domain`. Lookups are constant time in the number of entries. Made by `load`,
+//! served by `ldif_directory`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use hikyaku_mail::id::AccountId;
-use hikyaku_mail::path::Mailbox;
+use hikyaku_mail::path::{Mailbox, normal_domain};
 
 use crate::finding::Finding;
 use crate::settings::Settings;
@@ -40,8 +41,13 @@ pub struct Table {
     pub(crate) entries: Vec<Entry>,
     /// Why an entry cannot be used.
     pub(crate) broken: BTreeMap<u32, Box<str>>,
+    /// By [`address_key`], or `@domain`.
     pub(crate) addresses: HashMap<Box<str>, Owner>,
-    pub(crate) logins: HashMap<Box<str>, Owner>,
+    pub(crate) logins: Logins,
+    /// The `uid`s of broken entries, which may have lost their addresses.
+    pub(crate) lost: BTreeMap<Box<str>, Vec<u32>>,
+    /// Entries with a locked password.
+    pub(crate) locked: usize,
     /// Entries that have an id, in its order.
     pub(crate) by_id: Vec<u32>,
     /// A broken entry has lost its id: which one, nobody knows.
@@ -71,11 +77,36 @@ pub(crate) enum Owner {
     InDoubt,
 }
 
+/// Who has which `uid`.
+#[derive(Default)]
+pub(crate) struct Logins {
+    /// By the `uid` alone; what several tenants use is not here.
+    pub alone: HashMap<Box<str>, Owner>,
+    /// What several entries have: by the `uid`, then by tenant.
+    pub shared: BTreeMap<Box<str>, BTreeMap<u32, Owner>>,
+    /// `uid`s that are another entry's address.
+    pub clashes: usize,
+}
+
+impl Logins {
+    /// How many are in doubt.
+    fn in_doubt(&self) -> usize {
+        let is_in_doubt = |owner: &&Owner| **owner == Owner::InDoubt;
+        let alone = self.alone.values().filter(is_in_doubt).count();
+        let nobodys = self
+            .shared
+            .iter()
+            .filter(|(uid, _)| !self.alone.contains_key(*uid));
+        let shared = nobodys.flat_map(|(_, owners)| owners.values());
+        alone + shared.filter(is_in_doubt).count() + self.clashes
+    }
+}
+
 /// There may be a million: nothing here that few entries need.
 pub(crate) struct Entry {
     pub dn: Box<str>,
     pub id: Option<AccountId>,
-    /// `None` only in a broken entry.
+    /// `None` only in a broken entry, or one that has catch-alls alone.
     pub address: Option<Mailbox>,
     pub tenant: u32,
     pub state: AccountState,
@@ -123,6 +154,53 @@ impl Table {
         self.broken.len()
     }
 
+    /// What cannot be used, and what that means at run time: a sentence for each kind, for `hikyaku
+    /// check`.
+    pub fn troubles(&self) -> Vec<String> {
+        let in_doubt = |owner: &&Owner| **owner == Owner::InDoubt;
+        let addresses = self.addresses.values().filter(in_doubt).count();
+        let owners = self.domains.values();
+        let domains = owners
+            .filter(|owner| **owner == DomainOwner::InDoubt)
+            .count();
+        let mail = "mail for it is answered 451";
+        let login = "a login is answered \"try again later\"";
+        [
+            (self.broken(), "broken entries", format!("{mail}, {login}")),
+            (domains, "domains in doubt", mail.to_owned()),
+            (addresses, "addresses in doubt", mail.to_owned()),
+            (
+                self.logins.in_doubt(),
+                "login names in doubt",
+                login.to_owned(),
+            ),
+        ]
+        .into_iter()
+        .filter(|(count, _, _)| *count > 0)
+        .map(|(count, what, answer)| format!("{what}: {count} ({answer})"))
+        .collect()
+    }
+
+    /// What an operator may want to know, and what is no trouble: a sentence each, for `hikyaku
+    /// check`.
+    pub fn remarks(&self) -> Vec<String> {
+        let shared = self.logins.shared.values().filter(|of| of.len() > 1);
+        [
+            (
+                shared.count(),
+                "uids of several tenants (they log in as uid@domain)",
+            ),
+            (
+                self.locked,
+                "entries with a locked password (nothing matches it)",
+            ),
+        ]
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect()
+    }
+
     /// What `load` found, for `hikyaku check`: whole-file errors never get this far.
     pub fn findings(&self) -> &[Finding] {
         &self.findings
@@ -141,31 +219,38 @@ impl Table {
     /// How many usable entries of this table have no usable successor in `next` under their canonical address. One with another
     /// id is none: its user would find an empty mailbox.
     pub fn lost_in(&self, next: &Table) -> usize {
-        let is_lost = |&index: &u32| {
-            let Some(entry) = self.entry(index) else {
-                return false;
-            };
-            let Some(address) = &entry.address else {
-                return false;
-            };
-            match next.addresses.get(address_key(address).as_str()) {
+        let is_lost_at = |index: u32, key: &str| {
+            let id = self.entry(index).and_then(|entry| entry.id.as_ref());
+            match next.addresses.get(key) {
                 Some(&Owner::Entry(successor)) => {
-                    let id = next.entry(successor).and_then(|next| next.id.as_ref());
-                    next.broken.contains_key(&successor)
-                        || (entry.id.is_some() && entry.id.as_ref() != id)
+                    let next_id = next.entry(successor).and_then(|next| next.id.as_ref());
+                    next.broken.contains_key(&successor) || (id.is_some() && id != next_id)
                 }
                 Some(Owner::InDoubt) | None => true,
             }
         };
-        let usable = self
-            .indices()
-            .filter(|index| !self.broken.contains_key(index));
-        usable.filter(is_lost).count()
+        let is_usable = |index: &u32| !self.broken.contains_key(index);
+        let lost = self.indices().filter(is_usable).filter(|&index| {
+            let address = self.entry(index).and_then(|entry| entry.address.as_ref());
+            address.is_some_and(|address| is_lost_at(index, &address_key(address)))
+        });
+        let catch_alls = self.addresses.iter().filter(|(key, owner)| match owner {
+            Owner::Entry(index) if key.starts_with('@') => {
+                let is_all_it_has = self.entry(*index).is_some_and(|it| it.address.is_none());
+                is_all_it_has && is_usable(index) && is_lost_at(*index, key)
+            }
+            _ => false,
+        });
+        lost.count() + catch_alls.count()
     }
 
     /// What to do with mail for `address`.
     pub fn resolve(&self, address: &Mailbox) -> Result<Resolution, Unavailable> {
-        let owner = self.owner(address);
+        let owner = self.named(&address_key(address));
+        let catch_all = match owner {
+            Some(_) => None,
+            None => self.catch_all(address),
+        };
         let tenant = match (owner, self.domains.get(address.domain())) {
             (Some(Owner::InDoubt), _) => {
                 return Err(Unavailable::doubt(
@@ -173,6 +258,11 @@ impl Table {
                 ));
             }
             (Some(Owner::Entry(index)), _) => return self.decide(index, address),
+            (None, None) if catch_all == Some(Owner::InDoubt) => {
+                return Err(Unavailable::doubt(
+                    "an entry has all addresses of this domain, and the domain is not hosted",
+                ));
+            }
             (None, None) => {
                 if let Some(resolution) = self.host_role(address) {
                     return Ok(resolution);
@@ -182,25 +272,37 @@ impl Table {
                     rule: Rule::ForeignDomain,
                     entry: None,
                     tenant: None,
+                    is_catch_all: false,
                 });
             }
             (None, Some(DomainOwner::InDoubt)) => {
                 return Err(Unavailable::doubt("the entry of this domain is broken"));
             }
-            (None, Some(&DomainOwner::Tenant(tenant))) => self.tenant_name(tenant)?,
+            (None, Some(&DomainOwner::Tenant(tenant))) => tenant,
         };
         let local = self.plain_local_part(address);
         // A broken entry may have lost its address: its uid at our domains is no certain "no such user".
-        if let Some(&Owner::Entry(index)) = self.logins.get(local.as_str()) {
+        if let Some(index) = self.lost_entry(&local, tenant) {
             self.usable(index)?;
         }
         if let Some(resolution) = self.host_role(address) {
             return Ok(resolution);
         }
+        self.unnamed(address, &local, tenant, catch_all)
+    }
+
+    /// What to do with mail for an address that no entry has.
+    fn unnamed(
+        &self,
+        address: &Mailbox,
+        local: &str,
+        tenant: u32,
+        catch_all: Option<Owner>,
+    ) -> Result<Resolution, Unavailable> {
         let role = ROLES.into_iter().find(|role| *role == local);
-        let (decision, rule, entry) = match (role, &self.settings.postmaster) {
+        let (decision, rule, entry) = match (role, &self.settings.postmaster, catch_all) {
             // The DN of no entry, but a key for loop detection all the same.
-            (Some(role), Some(to)) => {
+            (Some(role), Some(to), _) => {
                 let entry = Some(format!("role={role}@{}", address.domain()));
                 (
                     Decision::Forward { to: to.clone() },
@@ -208,13 +310,26 @@ impl Table {
                     entry,
                 )
             }
-            _ => (Decision::NoSuchUser, Rule::NoEntry, None),
+            (_, _, Some(Owner::Entry(index))) => {
+                let decided = self.decide(index, address)?;
+                return Ok(Resolution {
+                    is_catch_all: true,
+                    ..decided
+                });
+            }
+            (_, _, Some(Owner::InDoubt)) => {
+                return Err(Unavailable::doubt(
+                    "who has all addresses of this domain is in doubt, see hikyaku check",
+                ));
+            }
+            (_, _, None) => (Decision::NoSuchUser, Rule::NoEntry, None),
         };
         Ok(Resolution {
             decision,
             rule,
             entry,
-            tenant: Some(tenant),
+            tenant: Some(self.tenant_name(tenant)?),
+            is_catch_all: false,
         })
     }
 
@@ -242,7 +357,17 @@ impl Table {
             rule: Rule::RoleAddress,
             entry: Some(format!("role={role}@{host_name}")),
             tenant,
+            is_catch_all: false,
         })
+    }
+
+    /// A broken entry that may have had `uid` at a domain of `tenant`.
+    fn lost_entry(&self, uid: &str, tenant: u32) -> Option<u32> {
+        let may_be = |index: &&u32| {
+            let of = self.entry(**index).map(|entry| entry.tenant);
+            of == Some(tenant) || of == Some(u32::MAX)
+        };
+        self.lost.get(uid)?.iter().find(may_be).copied()
     }
 
     /// The account with this id; `None` if no entry has it or it has no mailbox here.
@@ -262,23 +387,25 @@ impl Table {
 
     /// What `login`, a `uid` or an address, is verified against.
     pub fn credentials(&self, login: &str) -> Result<Credentials, Unavailable> {
-        let by_uid = self
-            .logins
-            .get(login.to_ascii_lowercase().as_str())
-            .copied();
+        let login = login.to_ascii_lowercase();
+        let by_uid = self.logins.alone.get(login.as_str()).copied();
         let by_address = login
             .parse::<Mailbox>()
             .ok()
             .and_then(|address| self.exact(&address));
-        let index = match (by_uid, by_address) {
-            (Some(Owner::Entry(index)), None) | (None, Some(Owner::Entry(index))) => index,
-            (Some(Owner::Entry(one)), Some(Owner::Entry(other))) if one == other => one,
-            (None, None) => return Ok(self.decoy()),
-            _ => {
+        let owner = match (by_uid, by_address) {
+            (Some(one), Some(other)) if one != other => Some(Owner::InDoubt),
+            (Some(one), _) | (None, Some(one)) => Some(one),
+            (None, None) => self.uid_at_domain(&login)?,
+        };
+        let index = match owner {
+            Some(Owner::Entry(index)) => index,
+            Some(Owner::InDoubt) => {
                 return Err(Unavailable::doubt(
                     "this login is in doubt, see hikyaku check",
                 ));
             }
+            None => return Ok(self.decoy()),
         };
         let account = match self.account_of(index)? {
             Some(account) => LoginAccount::Here(account),
@@ -291,6 +418,33 @@ impl Table {
             }),
             _ => Ok(self.decoy()),
         }
+    }
+
+    /// Who has `login`, a `uid` and any domain of the same tenant.
+    fn uid_at_domain(&self, login: &str) -> Result<Option<Owner>, Unavailable> {
+        let Some((uid, domain)) = login.rsplit_once('@') else {
+            return Ok(None);
+        };
+        let domain = normal_domain(domain).ok();
+        let alone = self.logins.alone.get(uid).copied();
+        let shared = self.logins.shared.get(uid);
+        let tenant = match domain.and_then(|domain| self.domains.get(&domain)) {
+            Some(DomainOwner::Tenant(tenant)) => *tenant,
+            Some(DomainOwner::InDoubt) if alone.is_some() || shared.is_some() => {
+                return Ok(Some(Owner::InDoubt));
+            }
+            Some(DomainOwner::InDoubt) | None => return Ok(None),
+        };
+        if let Some(index) = self.lost_entry(uid, tenant) {
+            self.usable(index)?;
+        }
+        let in_tenant = shared.and_then(|shared| shared.get(&tenant)).copied();
+        Ok(in_tenant.or_else(|| {
+            alone.filter(|owner| match owner {
+                Owner::Entry(index) => self.entry(*index).is_some_and(|it| it.tenant == tenant),
+                Owner::InDoubt => false,
+            })
+        }))
     }
 
     fn decoy(&self) -> Credentials {
@@ -329,15 +483,10 @@ impl Table {
         self.addresses.get(address_key(address).as_str()).copied()
     }
 
-    /// Who has `address`, or its part before the delimiter.
+    /// Who has `address`, its part before the delimiter, or whatever nobody else has in its domain.
     pub(crate) fn owner(&self, address: &Mailbox) -> Option<Owner> {
-        let key = address_key(address);
-        let found = self.addresses.get(key.as_str()).copied();
-        found.or_else(|| {
-            self.addresses
-                .get(self.without_detail(&key)?.as_str())
-                .copied()
-        })
+        self.named(&address_key(address))
+            .or_else(|| self.catch_all(address))
     }
 
     /// The entry that mail for `address` is routed on by, if it does not end there: of a group, an
@@ -354,12 +503,31 @@ impl Table {
         (is_group || forwards()).then_some(index)
     }
 
+    /// Who has the address with this key, or its part before the delimiter.
+    fn named(&self, key: &str) -> Option<Owner> {
+        let found = self.addresses.get(key).copied();
+        found.or_else(|| {
+            self.addresses
+                .get(self.without_detail(key)?.as_str())
+                .copied()
+        })
+    }
+
     /// Who is postmaster, for a role address of a domain of ours that no entry has.
     fn role(&self, address: &Mailbox) -> Option<Owner> {
         let postmaster = self.settings.postmaster.as_ref()?;
         let is_ours = self.domains.contains_key(address.domain());
         let is_role = is_ours && ROLES.contains(&self.plain_local_part(address).as_str());
         is_role.then(|| self.owner(postmaster))?
+    }
+
+    /// Who has what nobody else has in the domain of `address`; a role address is the postmaster's.
+    fn catch_all(&self, address: &Mailbox) -> Option<Owner> {
+        let key = format!("@{}", address.domain());
+        let found = self.addresses.get(key.as_str()).copied()?;
+        let is_role = || ROLES.contains(&self.plain_local_part(address).as_str());
+        let is_postmasters = self.settings.postmaster.is_some() && is_role();
+        Some(found).filter(|_| !is_postmasters)
     }
 
     /// `user@domain` for the key `user+detail@domain`. A quoted local part has none: what is cut off it is no key.
@@ -435,13 +603,17 @@ impl Table {
             rule,
             entry: Some(entry.dn.to_string()),
             tenant,
+            is_catch_all: false,
         })
     }
 
     fn local(&self, entry: &Entry, mbox: u32, address: &Mailbox) -> Result<Decision, Unavailable> {
-        let account = self
-            .build_account(entry, mbox)?
-            .ok_or_else(|| Unavailable::doubt("a mailbox without entryUUID"))?;
+        let account = self.build_account(entry, mbox)?.ok_or_else(|| {
+            Unavailable::doubt(match entry.id {
+                None => "a mailbox without entryUUID",
+                Some(_) => "a mailbox without an address of its own beside its catch-all",
+            })
+        })?;
         Ok(Decision::Local {
             account,
             delivered_to: address.clone(),

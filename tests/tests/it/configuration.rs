@@ -487,3 +487,25 @@ fn a_locked_login_hears_what_a_wrong_one_hears() {
         failed.iter().map(|line| reason(line)).collect();
     assert_eq!(reasons.len(), 1, "{failed:?}");
 }
+
+#[test]
+fn a_catch_all_takes_what_nobody_has() {
+    let rest = "dn: cn=rest,o=example.jp\nobjectClass: inetLocalMailRecipient\ncn: rest\n\
+        mailLocalAddress: @example.jp\nmailRoutingAddress: carol@example.jp\n";
+    let site = Site::new(Plan::sample().ldif(rest));
+    let _server = Server::start(&site);
+    for address in ["gone@example.jp", "bob+x@example.jp"] {
+        let sent = send_mail(site.smtp, "", &[address], "Subject: x\n");
+        assert!(sent.starts_with("250"), "{address}: {sent}");
+    }
+    wait_for_mails(site.pop3, "carol", PASSWORD, 1);
+    wait_for_mails(site.pop3, "bob", PASSWORD, 1);
+    let broken = send_mail(site.smtp, "", &["broken@example.jp"], "Subject: x\n");
+    assert!(broken.starts_with("451"), "{broken}");
+    let explained = site.ask(&["route", "explain", "gone@example.jp"]).must();
+    assert!(explained.contains("catch-all of the domain"), "{explained}");
+    assert!(
+        explained.contains("carol@example.jp: mbox mbox1"),
+        "{explained}"
+    );
+}

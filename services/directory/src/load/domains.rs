@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hikyaku_mail::path::normal_domain;
 
-use crate::entry::printable;
+use crate::entry::{Local, printable};
 use crate::finding::Severity;
 use crate::load::Loader;
 use crate::table::{DomainOwner, Tenant, address_key};
@@ -83,11 +83,15 @@ impl Loader<'_> {
             }
             for (line, address) in entry.addresses {
                 // somebody's, perhaps: never "no such user"
+                let (key, address) = match &address {
+                    Local::Address(address) => (address_key(address), address.to_string()),
+                    Local::CatchAll(domain) => (format!("@{domain}"), format!("@{domain}")),
+                };
                 let what = format!(
                     "mailLocalAddress {address}: the entry of a domain is no mailbox; it is unavailable"
                 );
                 self.find(Severity::Error, line, Some(&entry.dn), what);
-                self.addresses_in_doubt.push(address_key(&address).into());
+                self.addresses_in_doubt.push(key.into());
             }
             for (line, what) in errors {
                 self.find(Severity::Error, line, Some(&entry.dn), what);

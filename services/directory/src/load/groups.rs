@@ -41,12 +41,13 @@ impl Loader<'_> {
                         recipient,
                     ) {
                         (Some(address), _) => address.clone(),
-                        (None, Some(_)) => {
-                            self.break_entry(
-                                index,
-                                line,
-                                format!("member {}: its entry is broken", printable(&dn)),
-                            );
+                        (None, Some(member)) => {
+                            let why = match member.catch_alls.is_empty() {
+                                true => "its entry is broken",
+                                false => "its entry has no address but a catch-all",
+                            };
+                            let what = format!("member {}: {why}", printable(&dn));
+                            self.break_entry(index, line, what);
                             continue;
                         }
                         (None, None) => {

@@ -18,7 +18,8 @@ impl Loader<'_> {
             let Some(entry) = table.entries.get(index as usize) else {
                 break;
             };
-            let address = entry.address.clone();
+            let probe = || self.probes.get(&index).cloned();
+            let address = entry.address.clone().or_else(probe);
             let Some(address) = address.filter(|_| !table.broken.contains_key(&index)) else {
                 continue;
             };

@@ -32,8 +32,16 @@ fn its_findings_are_those_that_the_fixture_was_made_for() {
         "warning: cn=unknown-scheme,ou=people,dc=example,dc=jp: userPassword: unknown scheme",
         "warning: cn=all,dc=example,dc=jp: member cn=has left,ou=people,dc=example,dc=jp: no such mail entry; left out",
         "warning: cn=all,dc=example,dc=jp: leads back to itself: cn=all,dc=example,dc=jp -> cn=all,dc=example,dc=jp",
+        "error: cn=lost,dc=tenant3,dc=jp: maillocaladdress: lost mail@tenant3.jp: not a mailbox address",
     ] {
         assert!(findings.contains(expected), "{expected}\n{findings}");
     }
-    assert_eq!(findings.lines().count(), 8, "{findings}");
+    assert_eq!(findings.lines().count(), 9, "{findings}");
+    assert_eq!(
+        directory.table().remarks(),
+        [
+            "1 uids of several tenants (they log in as uid@domain)",
+            "1 entries with a locked password (nothing matches it)",
+        ]
+    );
 }

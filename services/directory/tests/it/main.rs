@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod broken;
+mod catch_all;
 mod contract;
 mod explain;
+mod exports;
 mod last_good;
+mod logins;
 mod reload;
 mod routes;
 mod scale;

@@ -60,7 +60,7 @@ fn circles_are_named_with_all_that_is_in_them() {
 }
 
 #[test]
-fn a_circle_through_a_role_address_is_one_too() {
+fn a_circle_through_a_role_address_or_a_catch_all_is_one_too() {
     let mut settings = crate::settings();
     settings.postmaster = Some(crate::mailbox("pm@example.jp"));
     let text = file(&forward("pm", "abuse"));
@@ -69,6 +69,13 @@ fn a_circle_through_a_role_address_is_one_too() {
         lines(table.findings()),
         [
             "line 12: warning: cn=pm: leads back to itself: cn=pm -> cn=pm; no mail for it can be delivered"
+        ]
+    );
+    let rest = "dn: cn=rest\nmailLocalAddress: @example.jp\nmailRoutingAddress: a@example.jp\n\n";
+    assert_eq!(
+        warnings(&format!("{rest}{}", forward("a", "gone"))),
+        [
+            "line 12: warning: cn=rest: leads back to itself: cn=rest -> cn=a -> cn=rest; no mail for it can be delivered"
         ]
     );
 }
