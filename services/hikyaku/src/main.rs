@@ -250,8 +250,7 @@ fn check(file: &Path) -> Result<()> {
             say(warning)?;
         }
     }
-    let directory = users::load(&config)?;
-    let table = directory.table();
+    let table = users::load(&config)?.table();
     for warning in advice(&config)
         .into_iter()
         .chain(open_to_others(file, &config))
@@ -262,15 +261,13 @@ fn check(file: &Path) -> Result<()> {
     for line in users::located(ldif, table.findings()) {
         say(line)?;
     }
-    let errors = table
-        .findings()
-        .iter()
-        .filter(|finding| finding.severity == Severity::Error)
-        .count();
-    if errors > 0 {
-        bail!(
-            "{errors} broken directory entries; at run time mail for each of them alone is answered 451"
-        );
+    for remark in table.remarks() {
+        say(format_args!("{}: {remark}", ldif.display()))?;
+    }
+    let mut errors = table.findings().iter();
+    if errors.any(|finding| finding.severity == Severity::Error) {
+        let troubles = table.troubles().join("; ");
+        bail!("{}: errors, see above. {troubles}", ldif.display());
     }
     for line in budget::lines(&config) {
         say(line)?;

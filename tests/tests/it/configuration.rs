@@ -432,6 +432,45 @@ fn a_changed_directory_is_taken_up_and_a_broken_one_is_not() {
 }
 
 #[test]
+fn check_says_what_each_kind_of_error_does() {
+    let second = person("bob2", "mbox1").replace("uid: bob2", "uid: bob");
+    let mended = |entries: &str| {
+        let mut site = Site::new(Plan::sample().ldif(entries));
+        let broken = "uid: broken\n";
+        let text = site
+            .ldif()
+            .replace(broken, "uid: broken\nentryUUID: mended\n");
+        site.write_ldif(text);
+        site
+    };
+    let said = check(&mended(&second));
+    assert_eq!(said.code, Some(1), "{said:?}");
+    let expected = "login names in doubt: 1 (a login is answered \"try again later\")";
+    assert!(said.err.contains(expected), "{}", said.err);
+    assert!(!said.err.contains("451"), "mail is in order: {}", said.err);
+    let said = check(&Site::new(Plan::sample()));
+    let expected = "broken entries: 1 (mail for it is answered 451";
+    assert!(said.err.contains(expected), "{}", said.err);
+    // the same name in another tenant is in order, and so is a locked password
+    let tenant =
+        "dn: o=other.jp\nobjectClass: domainRelatedObject\no: Other\nassociatedDomain: other.jp\n";
+    let theirs = person("bob2", "mbox1")
+        .replace("uid: bob2", "uid: bob")
+        .replace("@example.jp", "@other.jp")
+        .replace("userPassword: ", "userPassword: !");
+    let said = check(&mended(&format!("{tenant}{theirs}")));
+    assert_eq!(said.code, Some(0), "{said:?}");
+    for part in [
+        "1 uids of several tenants",
+        "1 entries with a locked password",
+        ": ok",
+    ] {
+        assert!(said.out.contains(part), "no {part:?} in {}", said.out);
+    }
+    assert!(!said.out.contains("error: "), "{}", said.out);
+}
+
+#[test]
 fn a_directory_without_an_end_is_refused_and_waited_for_by_nobody() {
     let site = Site::new(Plan::sample());
     let ldif = site.ldif_file();
