@@ -7,8 +7,12 @@
 //! # Layout
 //! * [`pop3`]: RFC 1939 with CAPA (2449), STLS (2595), AUTH PLAIN (5034), UTF8 (6856), response codes (2449, 3206)
 //! * [`mailboxes`]: the questions to Home and to mailbox shards, with deadlines, redirects and repeats
+//! * [`memory`]: what all open maildrops may take of it
+//! * `truncated`: INBOXes with more mails than are shown
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 pub mod mailboxes;
+pub mod memory;
 pub mod pop3;
+mod truncated;

@@ -20,10 +20,14 @@ use hikyaku_shard::ambient::SharedAmbient;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::{Response, Status, Streaming};
 
+use crate::memory::Memory;
 use crate::pop3::maildrop::{MailboxRef, Maildrop, MaildropBuilder};
+use crate::truncated::Truncated;
 
 /// How often a wrong shard's hint is followed before the question counts as unanswered.
 const REDIRECTS_MAX: usize = 4;
+/// Messages that one call expunges: a call is answered well within its deadline.
+const EXPUNGE_UIDS_MAX: usize = 10_000;
 /// Pauses between repeats of an expunge: the first, and the longest.
 const REPEAT_PAUSE: Duration = Duration::from_millis(50);
 const REPEAT_PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -33,10 +37,10 @@ const REPEAT_PAUSE_MAX: Duration = Duration::from_secs(1);
 pub struct MailboxesOptions {
     /// For one call, and for one page of a maildrop.
     pub call_timeout: Duration,
-    /// For an expunge with all its repeats.
+    /// For an expunge of some thousand messages with all its repeats.
     pub expunge_timeout: Duration,
-    /// Messages of one maildrop shown at once, the oldest; the others come when these are deleted.
-    pub messages_max: usize,
+    /// Memory for open maildrops, all together; see [`Memory`].
+    pub memory_bytes_max: usize,
 }
 
 impl Default for MailboxesOptions {
@@ -44,7 +48,7 @@ impl Default for MailboxesOptions {
         MailboxesOptions {
             call_timeout: Duration::from_secs(15),
             expunge_timeout: Duration::from_secs(15),
-            messages_max: 100_000,
+            memory_bytes_max: 8 << 20,
         }
     }
 }
@@ -87,6 +91,8 @@ pub struct Mailboxes {
     shards: MailboxClient<Transport>,
     ambient: SharedAmbient,
     options: MailboxesOptions,
+    memory: Memory,
+    truncated: Truncated,
 }
 
 /// What a shard said to OpenMaildrop.
@@ -109,7 +115,14 @@ impl Mailboxes {
             shards,
             ambient,
             options,
+            memory: Memory::new(options.memory_bytes_max),
+            truncated: Truncated::default(),
         }
+    }
+
+    /// What an operator must hear: INBOXes of which not all mails are shown.
+    pub fn alarms(&self) -> Vec<String> {
+        self.truncated.alarms()
     }
 
     /// The INBOX of `account` as it is now.
@@ -199,21 +212,39 @@ impl Mailboxes {
         if first.absent {
             return Ok(Opened::Absent);
         }
-        let (mailbox_id, uid_validity) = (first.mailbox_id, first.uid_validity);
         let mailbox = MailboxRef {
             shard,
             account: account.clone(),
-            mailbox_id,
-            uid_validity,
+            mailbox_id: first.mailbox_id,
+            uid_validity: first.uid_validity,
         };
-        let mut builder = MaildropBuilder::new(mailbox, self.options.messages_max);
+        let mails = usize::try_from(first.exists).unwrap_or(usize::MAX);
+        let shown = mails.min(self.memory.mails_max());
+        let memory = self.memory.reserve(account, shown);
+        let memory = memory.map_err(Unavailable::new)?;
+        let builder = MaildropBuilder::new(mailbox, shown).within(memory);
+        let is_cut = mails > shown;
+        let maildrop = self.read_pages(builder, is_cut, first, pages).await?;
+        self.truncated.note(account, mails, shown);
+        if is_cut {
+            tracing::warn!(target: "access", %account, mails, shown, "maildrop is larger than is shown");
+        }
+        Ok(Opened::Maildrop(maildrop))
+    }
+
+    /// Takes all messages, or the oldest of them if it `is_cut`.
+    async fn read_pages(
+        &self,
+        mut builder: MaildropBuilder,
+        is_cut: bool,
+        first: MaildropPage,
+        mut pages: Streaming<MaildropPage>,
+    ) -> Result<Maildrop, Unavailable> {
         let mut page = Some(first);
-        while let Some(MaildropPage { messages, .. }) = page {
-            for message in &messages {
-                if builder.is_full() {
-                    tracing::warn!(target: "access", %account, messages_max = self.options.messages_max,
-                        "maildrop is larger than is shown");
-                    return Ok(Opened::Maildrop(builder.finish()));
+        while let Some(MaildropPage { messages, .. }) = page.take() {
+            for message in messages {
+                if is_cut && builder.is_full() {
+                    return Ok(builder.finish());
                 }
                 builder
                     .push(message.uid, message.size, &message.email_id)
@@ -221,7 +252,7 @@ impl Mailboxes {
             }
             page = self.answer(pages.message()).await?;
         }
-        Ok(Opened::Maildrop(builder.finish()))
+        Ok(builder.finish())
     }
 
     /// The message `uid`; `None` if it was expunged meanwhile.
@@ -257,8 +288,16 @@ impl Mailboxes {
     /// Expunges `uids`; returns only when that is applied. What was expunged already stays so.
     ///
     /// # Errors
-    /// When it was not confirmed in time: it may yet happen.
+    /// When it was not confirmed in time: some of them may be gone, and the others may yet go.
     pub async fn expunge(&self, mailbox: &MailboxRef, uids: Vec<u32>) -> Result<u32, Unavailable> {
+        let mut expunged = 0;
+        for some in uids.chunks(EXPUNGE_UIDS_MAX) {
+            expunged += self.expunge_some(mailbox, some.to_vec()).await?;
+        }
+        Ok(expunged)
+    }
+
+    async fn expunge_some(&self, mailbox: &MailboxRef, uids: Vec<u32>) -> Result<u32, Unavailable> {
         let request = ExpungeRequest {
             shard: mailbox.shard,
             cmd_id: Bytes::copy_from_slice(&self.ambient.command_id()),

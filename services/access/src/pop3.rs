@@ -15,6 +15,7 @@
 //! * [`sasl`]: what an answer to AUTH PLAIN says
 //! * `session`: the states and what each command means in them; no I/O
 //! * [`maildrop`]: what a session sees: numbers, sizes, unique ids, deletion marks
+//! * [`unique_id`]: what UIDL says, kept small
 //! * [`reply`]: single-line replies and response codes
 //! * [`multiline`]: message content as a multi-line reply: dot-stuffing, TOP
 //! * `wire`: bounded buffers around the stream, with deadlines
@@ -29,4 +30,5 @@ pub mod multiline;
 pub mod reply;
 pub mod sasl;
 mod session;
+pub mod unique_id;
 mod wire;

@@ -84,6 +84,11 @@ pub fn budgets(config: &Config) -> Vec<Budget> {
             config.store.cache_bytes_max.0,
         ),
         line(
+            "open maildrops of over 1,000 mails, 32 octets a mail",
+            "pop3.memory_bytes_max",
+            config.pop3.memory_bytes_max.0,
+        ),
+        line(
             "password hashes at once (Argon2, yescrypt)",
             "fixed",
             u64::from(HASHING_MIB_MAX) << 20,

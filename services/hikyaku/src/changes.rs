@@ -167,6 +167,7 @@ impl Changes {
             cleartext_login,
             connections_max,
             connections_per_source_max,
+            memory_bytes_max,
             login_timeout,
             idle_timeout,
         } = old;
@@ -186,6 +187,11 @@ impl Changes {
             "pop3.connections_per_source_max",
             connections_per_source_max,
             &new.connections_per_source_max,
+        );
+        self.restart(
+            "pop3.memory_bytes_max",
+            memory_bytes_max,
+            &new.memory_bytes_max,
         );
         self.live("pop3.login_timeout", login_timeout, &new.login_timeout);
         self.live("pop3.idle_timeout", idle_timeout, &new.idle_timeout);

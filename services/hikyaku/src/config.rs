@@ -144,6 +144,8 @@ pub struct Pop3 {
     pub connections_max: u32,
     /// Connections at once from one address.
     pub connections_per_source_max: u32,
+    /// Memory for open maildrops, all connections together.
+    pub memory_bytes_max: Bytes,
     /// From the banner to a login.
     pub login_timeout: Interval,
     /// For one command to arrive.
@@ -309,6 +311,7 @@ impl Default for Pop3 {
             cleartext_login: false,
             connections_max: 2000,
             connections_per_source_max: 200,
+            memory_bytes_max: Bytes(8 << 20),
             login_timeout: Interval(Duration::from_secs(180)),
             idle_timeout: Interval(Duration::from_secs(600)),
         }
@@ -320,7 +323,7 @@ impl Default for Queue {
         Queue {
             messages_max: 100_000,
             bytes_max: Bytes(4 << 30),
-            body_cache_bytes_max: Bytes(16 << 20),
+            body_cache_bytes_max: Bytes(8 << 20),
             expire_after: Interval(Duration::from_secs(5 * 86400)),
             expire_bounces_after: Interval(Duration::from_secs(2 * 86400)),
             report_delay_after: Interval(Duration::from_secs(4 * 3600)),

@@ -223,10 +223,11 @@ impl Starting<'_> {
         let quotas = self.quotas(&services);
         let edge = self.edge(&shards, &file, &blobs, quotas.clone());
         let mut listeners = open.smtp(edge)?;
-        listeners.extend(open.pop3(self.maildrops(&services, &file, &blobs))?);
+        let maildrops = self.maildrops(&services, &file, &blobs);
+        listeners.extend(open.pop3(maildrops.clone())?);
         let alarms = Alarms::default();
         let logging = source.logging.clone();
-        let node_alarms = node_alarms(&alarms, logging, &file, &shards, &queue, config);
+        let node_alarms = node_alarms(&alarms, logging, &file, &shards, &queue, &maildrops, config);
         alarms::watch(self.tasks, node_alarms.clone());
         let observed = self.observed(&shards, &live, node_alarms.clone());
         listeners.extend(open.metrics(observed)?);
@@ -326,7 +327,10 @@ impl Starting<'_> {
                 services.home_client(),
                 services.mailbox_client(),
                 self.ambient.clone(),
-                MailboxesOptions::default(),
+                MailboxesOptions {
+                    memory_bytes_max: self.config.pop3.memory_bytes_max.as_usize(),
+                    ..MailboxesOptions::default()
+                },
             ),
             blobs: blobs.clone(),
         })
@@ -458,18 +462,19 @@ fn broken_entries_alarm(count: usize) -> Option<String> {
 }
 
 /// Configuration, certificate, directory; lines that nobody reads; a log, a queue or a disk that is
-/// full or fills up; shards that are parked or do not
-/// answer.
+/// full or fills up; shards that are parked or do not answer; maildrops that are not shown whole.
 fn node_alarms(
     alarms: &Alarms,
     logging: Logging,
     file: &Arc<DirectoryFile>,
     shards: &Shards,
     queue: &QueueControl,
+    maildrops: &Arc<Pop3Deps>,
     config: &Config,
 ) -> NodeAlarms {
     let (alarms, file, wal) = (alarms.clone(), file.clone(), shards.wal.clone());
     let (queue, home, mailboxes) = (queue.clone(), shards.home.clone(), shards.mailboxes.clone());
+    let maildrops = maildrops.clone();
     let intake = Intake::new(&shards.incoming);
     let log_bytes_max = config.log.bytes_max.0;
     let segment_bytes = config.log.segment_bytes.0;
@@ -487,6 +492,7 @@ fn node_alarms(
         let parked = mailboxes.iter().map(|mailbox| parked_alarm(&mailbox.shard));
         lines.extend(parked.flatten());
         lines.extend(queue.alarms());
+        lines.extend(maildrops.mailboxes.alarms());
         lines
     })
 }

@@ -64,6 +64,7 @@ impl MailboxService {
             account: request.account,
             mailbox_id: account.inbox,
             uid_validity: mailbox.uid_validity,
+            exists: mailbox.exists,
             next_uid: 1,
             until: Instant::now() + self.options().maildrop_timeout,
             first: true,
@@ -71,6 +72,8 @@ impl MailboxService {
         };
         let pages = stream::unfold(Some(reader), async |reader| {
             let mut reader = reader?;
+            // a long read must not keep the node's other tasks from running
+            tokio::task::yield_now().await;
             match reader.page() {
                 Ok(Some(page)) => Some((Ok(page), Some(reader))),
                 Ok(None) => None,
@@ -181,6 +184,7 @@ struct Reader {
     account: String,
     mailbox_id: u64,
     uid_validity: u32,
+    exists: u64,
     next_uid: u32,
     until: Instant,
     first: bool,
@@ -209,7 +213,10 @@ impl Reader {
             None if !self.first => return Ok(None),
             None => {}
         }
-        self.first = false;
+        let exists = match std::mem::take(&mut self.first) {
+            true => self.exists,
+            false => 0,
+        };
         let messages = messages
             .into_iter()
             .map(|(uid, message)| {
@@ -226,6 +233,7 @@ impl Reader {
             mailbox_id: self.mailbox_id,
             uid_validity: self.uid_validity,
             messages,
+            exists,
             ..MaildropPage::default()
         }))
     }

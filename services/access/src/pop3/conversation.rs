@@ -5,6 +5,7 @@
 //! the middle the connection ends without the closing dot, so that half a mail is never taken for a whole one. Passwords never
 //! reach a log.
 
+use std::io::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -268,11 +269,12 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
         self.wire
             .reply(&Reply::ok(format!("{count} messages ({octets} octets)")));
         for message in maildrop.messages() {
-            let line = match listing {
-                Listing::Sizes => format!("{} {}\r\n", message.number, message.size),
-                Listing::UniqueIds => format!("{} {}\r\n", message.number, message.unique_id),
+            let (number, out) = (message.number, self.wire.output());
+            // writing to memory does not fail
+            let _ = match listing {
+                Listing::Sizes => write!(out, "{number} {}\r\n", message.size),
+                Listing::UniqueIds => write!(out, "{number} {}\r\n", message.unique_id),
             };
-            self.wire.output().extend_from_slice(line.as_bytes());
             self.wire.flush_full().await?;
         }
         self.wire.output().extend_from_slice(b".\r\n");

@@ -1,13 +1,15 @@
 //! What one session sees of an INBOX: message numbers, sizes, unique ids, deletion marks (RFC 1939 sections 5 and 7).
 //!
 //! A snapshot, taken when the session opened: numbers never change in it, and nothing is locked. Columns instead of rows keep
-//! a message at some 16 octets and its unique id.
+//! a message at [`MAIL_BYTES`](crate::memory::MAIL_BYTES).
+
+use std::collections::BTreeMap;
 
 use hikyaku_mail::id::AccountId;
 use hikyaku_proto::convert::Malformed;
 
-/// RFC 1939 section 7, UIDL.
-const UNIQUE_ID_BYTES_MAX: usize = 70;
+use crate::memory::Reservation;
+use crate::pop3::unique_id::{UniqueId, UniqueIds, UniqueIdsBuilder};
 
 /// The mailbox a maildrop was taken from, as its shard knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +34,7 @@ pub struct Message<'a> {
     /// Octets.
     pub size: u64,
     /// For UIDL.
-    pub unique_id: &'a str,
+    pub unique_id: UniqueId<'a>,
 }
 
 /// Why a number names no message.
@@ -49,13 +51,42 @@ pub enum Absent {
 pub struct Maildrop {
     mailbox: Option<MailboxRef>,
     uids: Vec<u32>,
-    sizes: Vec<u64>,
-    unique_ids: String,
-    /// Where in `unique_ids` each one ends.
-    ends: Vec<u32>,
+    sizes: Sizes,
+    unique_ids: UniqueIds,
     deleted: Vec<bool>,
     count: u32,
     octets: u64,
+    /// Its memory, as long as it is open.
+    _memory: Option<Reservation>,
+}
+
+/// Octets of the messages. Few mails have 4 GiB.
+#[derive(Debug, Default)]
+struct Sizes {
+    sizes: Vec<u32>,
+    /// Those that do not fit, by index.
+    large: BTreeMap<usize, u64>,
+}
+
+impl Sizes {
+    fn push(&mut self, size: u64) {
+        let short = u32::try_from(size).unwrap_or(u32::MAX);
+        if u64::from(short) != size {
+            self.large.insert(self.sizes.len(), size);
+        }
+        self.sizes.push(short);
+    }
+
+    fn get(&self, index: usize) -> Option<u64> {
+        let short = self.sizes.get(index)?;
+        let large = self.large.get(&index);
+        Some(large.copied().unwrap_or(u64::from(*short)))
+    }
+
+    fn total(&self) -> u64 {
+        let sizes = (0..self.sizes.len()).filter_map(|index| self.get(index));
+        sizes.fold(0, u64::saturating_add)
+    }
 }
 
 impl Maildrop {
@@ -101,15 +132,13 @@ impl Maildrop {
     }
 
     fn row(&self, index: usize) -> Option<Message<'_>> {
-        let begin = index
-            .checked_sub(1)
-            .map_or(Some(0), |before| self.ends.get(before).copied())?;
-        let end = *self.ends.get(index)?;
+        let uid = *self.uids.get(index)?;
+        let uid_validity = self.mailbox.as_ref()?.uid_validity;
         Some(Message {
             number: u32::try_from(index + 1).ok()?,
-            uid: *self.uids.get(index)?,
-            size: *self.sizes.get(index)?,
-            unique_id: self.unique_ids.get(begin as usize..end as usize)?,
+            uid,
+            size: self.sizes.get(index)?,
+            unique_id: self.unique_ids.get(index, uid_validity, uid)?,
         })
     }
 
@@ -131,7 +160,7 @@ impl Maildrop {
     pub fn reset(&mut self) {
         self.deleted.fill(false);
         self.count = u32::try_from(self.uids.len()).unwrap_or(u32::MAX);
-        self.octets = total(&self.sizes);
+        self.octets = self.sizes.total();
     }
 
     /// UIDs of the marked messages, ascending.
@@ -145,14 +174,11 @@ impl Maildrop {
     }
 }
 
-fn total(sizes: &[u64]) -> u64 {
-    sizes.iter().fold(0, |sum, size| sum.saturating_add(*size))
-}
-
 /// Takes the snapshot, message by message in UID order.
 #[derive(Debug)]
 pub struct MaildropBuilder {
     maildrop: Maildrop,
+    unique_ids: UniqueIdsBuilder,
     messages_max: usize,
 }
 
@@ -162,10 +188,23 @@ impl MaildropBuilder {
         MaildropBuilder {
             maildrop: Maildrop {
                 mailbox: Some(mailbox),
+                uids: Vec::with_capacity(messages_max),
+                sizes: Sizes {
+                    sizes: Vec::with_capacity(messages_max),
+                    large: BTreeMap::new(),
+                },
                 ..Maildrop::default()
             },
+            unique_ids: UniqueIdsBuilder::new(messages_max),
             messages_max,
         }
+    }
+
+    /// Keeps the memory reserved as long as the maildrop is open.
+    #[must_use]
+    pub fn within(mut self, memory: Reservation) -> MaildropBuilder {
+        self.maildrop._memory = Some(memory);
+        self
     }
 
     /// Whether no more messages are taken.
@@ -176,87 +215,29 @@ impl MaildropBuilder {
     /// Takes the next message.
     ///
     /// # Errors
-    /// When UIDs do not ascend.
+    /// When UIDs do not ascend, or when it is full.
     pub fn push(&mut self, uid: u32, size: u64, email_id: &str) -> Result<(), Malformed> {
         let maildrop = &mut self.maildrop;
         if maildrop.uids.last().copied().unwrap_or(0) >= uid {
             return Err(Malformed("maildrop: UIDs do not ascend"));
         }
-        maildrop.unique_ids.push_str(email_id);
-        let end = u32::try_from(maildrop.unique_ids.len())
-            .map_err(|_| Malformed("maildrop: too many ids"))?;
-        maildrop.ends.push(end);
+        if maildrop.uids.len() >= self.messages_max {
+            return Err(Malformed("maildrop: too many messages"));
+        }
         maildrop.uids.push(uid);
         maildrop.sizes.push(size);
+        self.unique_ids.push(email_id, uid);
         Ok(())
     }
 
     /// The snapshot.
     pub fn finish(self) -> Maildrop {
         let mut maildrop = self.maildrop;
+        maildrop.unique_ids = self.unique_ids.finish();
         maildrop.deleted = vec![false; maildrop.uids.len()];
         maildrop.reset();
-        let repeated = repeated(&maildrop);
-        let usable = maildrop
-            .messages()
-            .all(|message| is_unique_id(message.unique_id));
-        if !usable || repeated.contains(&true) {
-            rewrite_ids(&mut maildrop, &repeated);
-        }
         maildrop
     }
-}
-
-/// RFC 1939 section 7: 1 to 70 printable characters without space.
-fn is_unique_id(text: &str) -> bool {
-    (1..=UNIQUE_ID_BYTES_MAX).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_graphic())
-}
-
-/// For each message, whether one with a lower UID has the same id: copies of a message share its EMAILID (RFC 8474 section 4).
-fn repeated(maildrop: &Maildrop) -> Vec<bool> {
-    let mut by_id: Vec<(&str, usize)> = maildrop
-        .messages()
-        .enumerate()
-        .map(|(index, message)| (message.unique_id, index))
-        .collect();
-    by_id.sort_unstable();
-    let mut repeated = vec![false; by_id.len()];
-    for pair in by_id.windows(2) {
-        if let [(before, _), (id, index)] = pair
-            && before == id
-            && let Some(flag) = repeated.get_mut(*index)
-        {
-            *flag = true;
-        }
-    }
-    repeated
-}
-
-/// Gives a repeated id its UID as a suffix. What cannot be a unique id is replaced by UIDVALIDITY and UID, with a dot, which
-/// no EMAILID has.
-fn rewrite_ids(maildrop: &mut Maildrop, repeated: &[bool]) {
-    let uid_validity = maildrop
-        .mailbox
-        .as_ref()
-        .map_or(0, |mailbox| mailbox.uid_validity);
-    let (mut ids, mut ends) = (String::new(), Vec::with_capacity(maildrop.ends.len()));
-    for (message, repeated) in maildrop.messages().zip(repeated) {
-        let suffix = if *repeated {
-            format!("-{}", message.uid)
-        } else {
-            String::new()
-        };
-        let id = format!("{}{suffix}", message.unique_id);
-        if is_unique_id(&id) {
-            ids.push_str(&id);
-        } else {
-            ids.push_str(&format!("{uid_validity}.{}", message.uid));
-        }
-        ends.push(u32::try_from(ids.len()).unwrap_or(u32::MAX));
-    }
-    maildrop.unique_ids = ids;
-    maildrop.ends = ends;
 }
 
 #[cfg(test)]
@@ -280,10 +261,10 @@ pub(crate) mod tests {
         builder.finish()
     }
 
-    fn ids(maildrop: &Maildrop) -> Vec<&str> {
+    fn ids(maildrop: &Maildrop) -> Vec<String> {
         maildrop
             .messages()
-            .map(|message| message.unique_id)
+            .map(|message| message.unique_id.to_string())
             .collect()
     }
 
@@ -343,6 +324,18 @@ pub(crate) mod tests {
         assert!(builder.push(4, 1, "b").is_err() && builder.push(3, 1, "b").is_err());
         builder.push(5, 1, "b").unwrap();
         assert!(builder.is_full());
+        assert!(builder.push(6, 1, "c").is_err());
         assert_eq!(builder.finish().count(), 2);
+    }
+
+    #[test]
+    fn a_mail_of_more_than_four_gibibytes_keeps_its_size() {
+        let huge = u64::from(u32::MAX);
+        let mut maildrop = maildrop(&[(1, huge, "a"), (2, huge + 1, "b"), (3, 1, "c")]);
+        let sizes: Vec<u64> = maildrop.messages().map(|message| message.size).collect();
+        assert_eq!(sizes, [huge, huge + 1, 1]);
+        assert_eq!(maildrop.octets(), 2 * huge + 2);
+        maildrop.mark(2).unwrap();
+        assert_eq!(maildrop.octets(), huge + 1);
     }
 }

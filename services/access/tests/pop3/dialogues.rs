@@ -1,6 +1,7 @@
 //! What is said when nothing is wrong, or the client is.
 
 use hikyaku_access::mailboxes::MailboxesOptions;
+use hikyaku_access::memory::MAIL_BYTES;
 
 use crate::support::{Mail, Site};
 
@@ -311,7 +312,8 @@ async fn b224_two_sessions_are_two_snapshots() {
 async fn a_large_maildrop_is_listed_whole_and_shown_up_to_the_limit() {
     let mut site = Site::new();
     site.mailboxes = MailboxesOptions {
-        messages_max: 5000,
+        // one account has three quarters of it
+        memory_bytes_max: (5000 * MAIL_BYTES).div_ceil(3) * 4,
         ..MailboxesOptions::default()
     };
     let mail = Mail::new(1, "", "", "x\r\n");

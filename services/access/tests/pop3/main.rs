@@ -12,6 +12,7 @@ mod client;
 mod content;
 mod dialogues;
 mod ends;
+mod large;
 mod logins;
 mod measure;
 mod support;

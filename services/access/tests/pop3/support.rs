@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -174,8 +174,10 @@ impl Mailbox for Peers {
                 Some(mails) if mails.is_empty() => vec![page],
                 Some(mails) => mails
                     .chunks(2)
-                    .map(|mails| MaildropPage {
-                        messages: mails.iter().map(listed).collect(),
+                    .enumerate()
+                    .map(|(number, some)| MaildropPage {
+                        messages: some.iter().map(listed).collect(),
+                        exists: if number == 0 { mails.len() as u64 } else { 0 },
                         ..page.clone()
                     })
                     .collect(),
@@ -230,7 +232,8 @@ impl Mailbox for Peers {
                 .inboxes
                 .get_mut(&(request.shard, expunge.account))
                 .unwrap();
-            mails.retain(|mail| !expunge.uids.contains(&mail.uid));
+            let gone: BTreeSet<u32> = expunge.uids.iter().copied().collect();
+            mails.retain(|mail| !gone.contains(&mail.uid));
         }
         if state.expunge_answers_lost > 0 {
             state.expunge_answers_lost -= 1;
@@ -327,7 +330,8 @@ pub struct Site {
     pub drain: CancellationToken,
     /// How much the network holds of what a client has not read.
     pub network_bytes: usize,
-    random: AtomicU64,
+    /// What all its sessions share, from the first one on.
+    node: OnceLock<Mailboxes>,
 }
 
 /// The two mails alice has at first. "Ma" is 42 octets, "Mb" 29.
@@ -365,7 +369,7 @@ impl Site {
             tls: Tls::Off,
             drain: CancellationToken::new(),
             network_bytes: 64 << 10,
-            random: AtomicU64::new(0),
+            node: OnceLock::new(),
         }
     }
 
@@ -375,20 +379,10 @@ impl Site {
 
     pub fn connect_from(&self, address: &str) -> Client<DuplexStream> {
         let (ours, theirs) = tokio::io::duplex(self.network_bytes);
-        let peers = || self.peers.clone();
-        let ambient = Arc::new(Counter(AtomicU64::new(
-            self.random.fetch_add(1000, Ordering::SeqCst),
-        )));
-        let mailboxes = Mailboxes::new(
-            HomeClient::new(in_process(HomeServer::new(peers()))),
-            MailboxClient::new(in_process(MailboxServer::new(peers()))),
-            ambient,
-            self.mailboxes,
-        );
         let deps = Pop3Deps {
             directory: self.staff.clone(),
             throttle: self.throttle.clone(),
-            mailboxes,
+            mailboxes: self.node.get_or_init(|| self.reach()).clone(),
             blobs: self.blobs.clone(),
         };
         let served = serve_pop3(
@@ -401,6 +395,16 @@ impl Site {
         );
         let task = tokio::spawn(served);
         Client::new(ours, task)
+    }
+
+    /// The way to the peers.
+    fn reach(&self) -> Mailboxes {
+        Mailboxes::new(
+            HomeClient::new(in_process(HomeServer::new(self.peers.clone()))),
+            MailboxClient::new(in_process(MailboxServer::new(self.peers.clone()))),
+            Arc::new(Counter::default()),
+            self.mailboxes,
+        )
     }
 
     pub fn mails(&self) -> Vec<u32> {

@@ -176,6 +176,7 @@ fn limits(config: &Config, wrong: &mut Vec<Contradiction>) {
             pop3.connections_per_source_max.into(),
             1,
         ),
+        ("pop3.memory_bytes_max", pop3.memory_bytes_max.0, 1 << 20),
         ("pop3.login_timeout", pop3.login_timeout.0.as_secs(), 1),
         ("pop3.idle_timeout", pop3.idle_timeout.0.as_secs(), 1),
         ("queue.messages_max", queue.messages_max, 1),
