@@ -14,6 +14,7 @@
 //! * [`crowd`]: many peers at once, and a bystander among them
 //! * [`strace`]: a server under strace, to be killed at one of its system calls
 //! * [`post_mortem`]: what the log of a dead process says about every mail
+//! * [`fill`]: mailboxes with very many mails, without sending them
 //! * [`backup`]: which UIDs a running process has given to which mail
 //! * [`power`]: images of a recorded run, each opened and held against its ledger
 
@@ -21,6 +22,7 @@ pub mod backup;
 pub mod binary;
 pub mod crowd;
 pub mod dialogue;
+pub mod fill;
 pub mod load;
 pub mod post_mortem;
 pub mod power;

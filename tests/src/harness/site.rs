@@ -111,15 +111,19 @@ mailLocalAddress: broken@example.jp
 mailHost: mbox1
 ";
 
+/// The account id of a [`person`].
+pub fn account_of(name: &str) -> String {
+    blake3::hash(name.as_bytes()).to_hex()[..32].to_owned()
+}
+
 /// The directory entry of a user whose password is [`PASSWORD`].
 pub fn person(name: &str, mbox: &str) -> String {
-    let id = blake3::hash(name.as_bytes()).to_hex();
+    let id = account_of(name);
     let stored = hikyaku_directory::password::hash_ssha512(PASSWORD.as_bytes(), b"of a test");
     format!(
         "\ndn: uid={name},o={DOMAIN}\nobjectClass: inetOrgPerson\nobjectClass: inetLocalMailRecipient\nuid: {name}\n\
-         cn: {name}\nsn: {name}\nentryUUID: {}\nmailLocalAddress: {name}@{DOMAIN}\nmailHost: {mbox}\n\
-         userPassword: {stored}\n",
-        &id[..32]
+         cn: {name}\nsn: {name}\nentryUUID: {id}\nmailLocalAddress: {name}@{DOMAIN}\nmailHost: {mbox}\n\
+         userPassword: {stored}\n"
     )
 }
 

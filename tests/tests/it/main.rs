@@ -14,6 +14,7 @@
 //! * [`hostile`]: forged ends of a mail, resets, corrupt TLS
 //! * [`idle`]: ten thousand connections that do nothing
 //! * [`bounded`]: a held message, an idle mailbox and much traffic; no delivery for a while
+//! * [`maildrops`]: more mails than a person reads
 //! * [`kills`]: SIGKILL at random and at every commit point
 //! * [`reports`]: full mailboxes, loops, and reports to senders
 //! * [`power_loss`]: images of what a power cut could have left
@@ -32,6 +33,7 @@ mod golden;
 mod hostile;
 mod idle;
 mod kills;
+mod maildrops;
 mod modes;
 mod operator;
 mod power_loss;
