@@ -24,6 +24,9 @@ const CHUNK: usize = 32 * 1024;
 thread_local! {
     // a compression context is half a megabyte to set up, and bodies are small
     static COMPRESSOR: RefCell<Option<Compressor>> = const { RefCell::new(None) };
+    // so is one for the way back
+    static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> =
+        const { RefCell::new(None) };
 }
 
 /// A context, and where it writes: a frame is copied out at its own length.
@@ -136,6 +139,25 @@ fn compress(content: &[u8]) -> Result<Bytes, BlobError> {
     })
 }
 
+/// The content of a zstd frame, which must have `size` octets.
+fn decompress(frame: &[u8], size: usize) -> Result<Bytes, BlobError> {
+    DECOMPRESSOR.with_borrow_mut(|slot| {
+        let failed =
+            |error: std::io::Error| BlobError::Unavailable(format!("decompressing: {error}"));
+        let decompressor = match slot {
+            Some(decompressor) => decompressor,
+            None => slot.insert(zstd::bulk::Decompressor::new().map_err(failed)?),
+        };
+        let content = decompressor.decompress(frame, size).map_err(failed)?;
+        if content.len() != size {
+            return Err(BlobError::Unavailable(
+                "body is not as long as it says".into(),
+            ));
+        }
+        Ok(Bytes::from(content))
+    })
+}
+
 /// An inline body of `content`, for what this site writes itself (DSNs).
 ///
 /// # Errors
@@ -155,6 +177,13 @@ pub fn inline_body(content: &[u8]) -> Result<Body, BlobError> {
 
 /// A body being read, from whichever place it is in.
 pub enum BodyReader {
+    /// Inline, and no longer than a chunk: decompressed at once.
+    Small {
+        /// The frame, until it was read.
+        frame: Option<Bytes>,
+        /// Octets of the content.
+        size: usize,
+    },
     /// Inline: decompressed as it is read.
     Inline {
         /// The decoder over the frame.
@@ -202,6 +231,10 @@ impl BodyReader {
     pub async fn open(blobs: &dyn Blobs, body: &Body) -> Result<BodyReader, BlobError> {
         let malformed = || BlobError::Unavailable("malformed body reference".into());
         match body.content.as_ref().ok_or_else(malformed)? {
+            Content::Zstd(frame) if body.size <= CHUNK as u64 => Ok(BodyReader::Small {
+                frame: Some(frame.clone()),
+                size: body.size as usize,
+            }),
             Content::Zstd(frame) => {
                 let cursor = std::io::Cursor::new(frame.clone());
                 let decoder = zstd::stream::read::Decoder::with_buffer(cursor)
@@ -239,6 +272,10 @@ impl BodyReader {
                     ));
                 }
                 return Ok(chunk);
+            }
+            BodyReader::Small { frame, size } => {
+                let content = frame.take().map(|frame| decompress(&frame, *size));
+                return Ok(content.transpose()?.filter(|content| !content.is_empty()));
             }
             BodyReader::Inline { decoder, left } => (decoder, left),
         };
