@@ -6,10 +6,11 @@ use hikyaku_mbox::backup::{
     restore_home, restore_mailboxes, snapshot_home, snapshot_mailboxes, totals,
 };
 use hikyaku_mbox::options::MboxOptions;
-use hikyaku_proto::v1::ShardPiece;
+use hikyaku_proto::v1::{FetchReply, ShardPiece};
 use tonic::{Code, Status};
 
 use crate::cluster::Cluster;
+use crate::maildrop::{expunge, fetch};
 
 fn pieces(pieces: &[ShardPiece]) -> impl futures_util::Stream<Item = Result<ShardPiece, Status>> {
     stream::iter(pieces.to_vec()).map(Ok)
@@ -110,5 +111,35 @@ async fn damage_and_the_wrong_shard_are_noticed() {
         .await
         .unwrap_err();
     assert_eq!(error.code(), Code::DataLoss);
+    node.assert_clean();
+}
+
+/// What a session saw before the loss names other mails after it: its expunge and its RETR touch none of them.
+#[tokio::test(start_paused = true)]
+async fn a_session_from_before_the_loss_touches_nothing_that_was_restored() {
+    let old = Cluster::new(5).steady();
+    for number in 0..3 {
+        old.stored(0, "alice", number).await;
+    }
+    let session = old.maildrop(0, "alice").await.unwrap().remove(0);
+    // the last mail is deleted, which the backup knows
+    assert_eq!(expunge(&old, &session, vec![3], 500).await, 1);
+    let backup = snapshot_mailboxes(&old.mailboxes, 0).await.unwrap();
+    let backup: Vec<ShardPiece> = backup.try_collect().await.unwrap();
+
+    let node = Cluster::new(6).steady();
+    restore_mailboxes(&node.mailboxes, 0, pieces(&backup))
+        .await
+        .unwrap();
+    assert_eq!(node.uids(0, "alice").await, [1, 2]);
+    assert_eq!(node.stored(0, "alice", 9).await.uid, 4, "3 was given");
+    let restored = node.maildrop(0, "alice").await.unwrap().remove(0);
+    assert!(restored.uid_validity > session.uid_validity);
+    assert_eq!(restored.mailbox_id, session.mailbox_id);
+    assert_eq!(fetch(&node, &session, 1).await, FetchReply::default());
+    let all = vec![1, 2, 3, 4];
+    assert_eq!(expunge(&node, &session, all.clone(), 501).await, 0);
+    assert_eq!(node.uids(0, "alice").await, [1, 2, 4]);
+    assert_eq!(expunge(&node, &restored, all, 502).await, 3);
     node.assert_clean();
 }

@@ -18,7 +18,7 @@ use tonic::Code;
 
 use crate::cluster::{Cluster, Node, cmd_id, delivery};
 
-async fn fetch(node: &Node, page: &MaildropPage, uid: u32) -> FetchReply {
+pub async fn fetch(node: &Node, page: &MaildropPage, uid: u32) -> FetchReply {
     let request = FetchRequest {
         shard: 0,
         account: "alice".into(),
@@ -34,7 +34,7 @@ async fn fetch(node: &Node, page: &MaildropPage, uid: u32) -> FetchReply {
         .into_inner()
 }
 
-async fn expunge(node: &Node, page: &MaildropPage, uids: Vec<u32>, call: u64) -> u32 {
+pub async fn expunge(node: &Node, page: &MaildropPage, uids: Vec<u32>, call: u64) -> u32 {
     let request = ExpungeRequest {
         shard: 0,
         cmd_id: cmd_id(call),
@@ -144,16 +144,42 @@ async fn many_opens_share_few_barriers() {
             .iter()
             .all(|pages| pages.as_ref().unwrap()[0].messages.len() == 1)
     );
-    let barriers = cluster
-        .log
-        .records(ShardId::new(Class::Mbox, 0))
-        .into_iter()
+    let barriers = barriers(&cluster);
+    assert!((1..=3).contains(&barriers), "{barriers}");
+}
+
+/// The barriers that mailbox shard 0's log holds.
+fn barriers(cluster: &Cluster) -> usize {
+    let records = cluster.log.records(ShardId::new(Class::Mbox, 0)).into_iter();
+    records
         .filter(|record| {
             let command = Record::decode(record.payload.clone()).unwrap().command;
             matches!(command, Some(Command::Barrier(_)))
         })
-        .count();
-    assert!((1..=3).contains(&barriers), "{barriers}");
+        .count()
+}
+
+/// A barrier under way says nothing about what was answered since it began.
+#[tokio::test(start_paused = true)]
+async fn who_comes_while_a_barrier_is_under_way_has_the_next_one() {
+    let cluster = Cluster::new(7);
+    let node = cluster.steady();
+    node.stored(0, "alice", 1).await;
+    node.maildrop(0, "alice").await.unwrap();
+    let before = barriers(&cluster);
+    let (first, others) = tokio::join!(node.maildrop(0, "alice"), async {
+        // an append takes a millisecond at least
+        tokio::time::sleep(Duration::from_micros(500)).await;
+        assert_eq!(barriers(&cluster), before, "the first one is under way");
+        join_all((0..3).map(|_| node.maildrop(0, "alice"))).await
+    });
+    assert_eq!(first.unwrap().len(), 1);
+    assert!(others.iter().all(Result::is_ok));
+    assert_eq!(
+        barriers(&cluster),
+        before + 2,
+        "one for the first caller, one for all that came later"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -415,6 +415,33 @@ fn flags_change_under_one_modseq_and_conditions_are_judged() {
     bench.assert_clean();
 }
 
+/// RFC 9051 section 2.3.1.1: a UID names a message under its UIDVALIDITY only, whether that is an older or a newer one.
+#[test]
+fn commands_under_another_uid_validity_touch_nothing() {
+    let mut bench = Bench::new();
+    bench.open("alice");
+    let at = bench.stored("alice", 1);
+    bench.stored("alice", 2);
+    let before = bench.machine.state_hash();
+    for uid_validity in [0, at.uid_validity - 1, at.uid_validity + 1, u32::MAX] {
+        let other = StoredAt {
+            uid_validity,
+            uid: 1,
+        };
+        let answer = bench.expunge("alice", other, &[1, 2]);
+        assert_eq!(answer, Answer::Expunged(0), "{uid_validity}");
+        let flagged = flags(&[1, 2], other, How::Add, &["\\Seen"]);
+        let answer = bench.run(Command::StoreFlags(flagged));
+        assert_eq!(answer, Answer::Refused("another UIDVALIDITY"));
+        let found = read::message(&*bench.snapshot(), "alice", 0, uid_validity, 1).unwrap();
+        assert_eq!(found, None, "{uid_validity}");
+    }
+    assert_eq!(bench.uids("alice"), [1, 2]);
+    assert_eq!(bench.machine.state_hash(), before, "nothing has changed");
+    assert_eq!(bench.expunge("alice", at, &[1, 2]), Answer::Expunged(2));
+    bench.assert_clean();
+}
+
 #[test]
 fn a_deleted_account_is_emptied_by_log_time_and_keeps_its_numbers() {
     let mut bench = Bench::new();

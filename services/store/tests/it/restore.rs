@@ -4,14 +4,14 @@ use hikyaku_proto::v1::ingest::Piece;
 use hikyaku_proto::v1::record::Command;
 use hikyaku_proto::v1::shard_piece;
 use hikyaku_proto::v1::{
-    AccountState, Ingest, SetAccount, ShardHeader, ShardPiece, StoreFlags, StoredMessage,
-    store_flags::How,
+    AccountState, CreateMailbox, Ingest, SetAccount, ShardHeader, ShardPiece, StoreFlags,
+    StoredMessage, store_flags::How,
 };
 use hikyaku_store::export::{Export, FORMAT, PieceError, Verifier};
 use hikyaku_store::machine::Answer;
 use hikyaku_store::{key, read};
 
-use crate::bench::{Bench, DAY_MS, START_MS};
+use crate::bench::{Bench, DAY_MS, START_MS, delivery};
 
 /// A shard with something of everything.
 fn full() -> Bench {
@@ -133,6 +133,105 @@ fn a_backup_comes_back_the_same() {
         Answer::AlreadyDelivered(_)
     ));
     assert_eq!(new.deliver("bob", 1_001), Answer::Voided);
+}
+
+/// The numbers that a backup names for each mailbox of an account, by name.
+fn numbers(ingests: &[Ingest], account: &str) -> Vec<(String, u32)> {
+    let mailboxes = ingests.iter().filter(|ingest| ingest.account == account);
+    mailboxes
+        .filter_map(|ingest| match &ingest.piece {
+            Some(Piece::Mailbox(mailbox)) => Some((mailbox.name.clone(), mailbox.uid_next)),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn a_uid_given_before_the_backup_is_not_given_again_after_the_restore() {
+    let mut old = Bench::new();
+    for account in ["alice", "bob"] {
+        old.open(account);
+    }
+    // alice's last mails are expunged, and all of bob's
+    let at = old.stored("alice", 1);
+    old.stored("alice", 2);
+    old.stored("alice", 3);
+    old.expunge("alice", at, &[2, 3]);
+    let at = old.stored("bob", 4);
+    old.stored("bob", 5);
+    old.expunge("bob", at, &[1, 2]);
+    let mut to_work = delivery("bob", 6);
+    to_work.mailbox = "Work".into();
+    old.run(Command::CreateMailbox(CreateMailbox {
+        account: "bob".into(),
+        name: "Work".into(),
+        special_use: String::new(),
+    }));
+    old.run(Command::Deliver(to_work));
+
+    let ingests = ingests(&pieces(&old));
+    let of = |account: &str, name: &str| {
+        let all = numbers(&ingests, account);
+        let found = all.into_iter().find(|(mailbox, _)| mailbox == name);
+        found.map(|(_, uid_next)| uid_next)
+    };
+    assert_eq!(of("alice", "INBOX"), Some(4));
+    assert_eq!(of("bob", "INBOX"), Some(3));
+    assert_eq!(of("bob", "Work"), Some(2));
+    assert_eq!(of("bob", "Sent"), Some(1), "nothing was ever in it");
+
+    let mut new = Bench::new();
+    for ingest in &ingests {
+        let answer = new.run(Command::Ingest(ingest.clone()));
+        assert_eq!(answer, Answer::Ingested);
+    }
+    for (account, number, uid) in [("alice", 10, 4), ("bob", 11, 3)] {
+        assert_eq!(new.inbox(account).uid_next, uid, "{account}");
+        assert_eq!(new.stored(account, number).uid, uid, "{account}");
+    }
+    new.assert_clean();
+}
+
+/// UIDs that were given between the backup and the loss are given again. So everything about them must be of no effect, which
+/// UIDVALIDITY says: it is above all that the account had when it was lost, not only above what the backup knows.
+#[test]
+fn what_was_given_after_the_backup_means_nothing_after_the_restore() {
+    let mut old = Bench::new();
+    old.open("alice");
+    let at = old.stored("alice", 1);
+    let ingests = ingests(&pieces(&old));
+    // life went on: another mail under UID 2, another mailbox under the next UIDVALIDITY
+    old.now_ms += DAY_MS;
+    let lost = old.stored("alice", 2);
+    assert_eq!((lost.uid_validity, lost.uid), (at.uid_validity, 2));
+    let create = CreateMailbox {
+        account: "alice".into(),
+        name: "Work".into(),
+        special_use: String::new(),
+    };
+    old.run(Command::CreateMailbox(create));
+    let given = old.account("alice").last_uid_validity;
+    assert!(given > at.uid_validity + 6);
+
+    let mut new = Bench::new();
+    new.now_ms = old.now_ms + DAY_MS;
+    for ingest in ingests {
+        assert_eq!(new.run(Command::Ingest(ingest)), Answer::Ingested);
+    }
+    for (_, mailbox) in read::mailboxes(&*new.snapshot(), "alice").unwrap() {
+        assert!(mailbox.uid_validity > given, "{mailbox:?}");
+    }
+    // another mail under UID 2
+    let other = new.stored("alice", 3);
+    assert_eq!(other.uid, 2);
+    let snapshot = new.snapshot();
+    for uid in [1, 2] {
+        let seen = read::message(&*snapshot, "alice", 0, lost.uid_validity, uid).unwrap();
+        assert_eq!(seen, None, "UID {uid} of the old UIDVALIDITY");
+    }
+    assert_eq!(new.expunge("alice", lost, &[1, 2]), Answer::Expunged(0));
+    assert_eq!(new.uids("alice"), [1, 2]);
+    new.assert_clean();
 }
 
 #[test]
