@@ -4,6 +4,7 @@
 //! shard says who is right and is followed a few times. An expunge is one command with one id, repeated until it is answered
 //! or its time is over. Every question has a deadline.
 
+use std::collections::VecDeque;
 use std::fmt::Display;
 use std::time::Duration;
 
@@ -82,6 +83,20 @@ pub struct Fetched {
     pub prefix: Bytes,
     /// The content, or where it is.
     pub body: Body,
+}
+
+/// What one question brought.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FetchedMails {
+    /// The message asked for; `None` if it was expunged meanwhile.
+    pub message: Option<Fetched>,
+    /// Others that are wanted next, by UID, in that order.
+    pub ahead: VecDeque<(u32, Fetched)>,
+}
+
+fn fetched(prefix: Bytes, body: Option<Body>) -> Result<Fetched, Unavailable> {
+    let body = body.ok_or_else(|| Unavailable::new("a message without body"))?;
+    Ok(Fetched { prefix, body })
 }
 
 /// The mailboxes of all accounts.
@@ -255,7 +270,7 @@ impl Mailboxes {
         Ok(builder.finish())
     }
 
-    /// The message `uid`; `None` if it was expunged meanwhile.
+    /// The message `uid`, and some of those that are wanted next.
     ///
     /// # Errors
     /// When nobody knows.
@@ -263,26 +278,28 @@ impl Mailboxes {
         &self,
         mailbox: &MailboxRef,
         uid: u32,
-    ) -> Result<Option<Fetched>, Unavailable> {
+        ahead: Vec<u32>,
+    ) -> Result<FetchedMails, Unavailable> {
         let request = FetchRequest {
             shard: mailbox.shard,
             account: mailbox.account.to_string(),
             mailbox_id: mailbox.mailbox_id,
             uid_validity: mailbox.uid_validity,
             uid,
+            ahead,
         };
         let mut shards = self.shards.clone();
         let reply = self.answer(shards.fetch(request)).await?.into_inner();
-        if !reply.found {
-            return Ok(None);
-        }
-        let body = reply
-            .body
-            .ok_or_else(|| Unavailable::new("a message without body"))?;
-        Ok(Some(Fetched {
-            prefix: reply.prefix,
-            body,
-        }))
+        let message = match reply.found {
+            true => Some(fetched(reply.prefix, reply.body)?),
+            false => None,
+        };
+        let ahead = reply.ahead.into_iter();
+        let ahead = ahead.map(|next| Ok((next.uid, fetched(next.prefix, next.body)?)));
+        Ok(FetchedMails {
+            message,
+            ahead: ahead.collect::<Result<_, Unavailable>>()?,
+        })
     }
 
     /// Expunges `uids`; returns only when that is applied. What was expunged already stays so.

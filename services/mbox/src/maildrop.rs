@@ -6,13 +6,14 @@ use futures_util::{Stream, stream};
 use hikyaku_engine::Snapshot;
 use hikyaku_proto::v1::record::Command;
 use hikyaku_proto::v1::{
-    Expunge, ExpungeReply, ExpungeRequest, FetchReply, FetchRequest, MaildropMessage, MaildropPage,
-    NotOwner, OpenMaildropRequest,
+    Expunge, ExpungeReply, ExpungeRequest, FetchReply, FetchRequest, FetchedAhead, MaildropMessage,
+    MaildropPage, NotOwner, OpenMaildropRequest, StoredBody,
 };
 use hikyaku_store::id::EmailId;
 use hikyaku_store::machine::Answer;
 use hikyaku_store::read::{self, Account};
 use hikyaku_store::{StoreError, expunge};
+use prost::Message as _;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tonic::Status;
@@ -27,6 +28,10 @@ const PAGE_MESSAGES_MAX: usize = 1_000;
 const EXPUNGE_UIDS_MAX: usize = 500_000;
 /// Messages expunged by one record: short records, so that other commands of the shard get their turn.
 const RECORD_UIDS_MAX: usize = 1_000;
+/// Messages read ahead of one that is fetched, and their octets as stored: a session keeps them
+/// while its commands are answered.
+const AHEAD_MAX: usize = 32;
+const AHEAD_BYTES_MAX: usize = 64 << 10;
 const _: () = assert!(RECORD_UIDS_MAX <= expunge::UIDS_MAX);
 
 /// The pages of a maildrop.
@@ -155,23 +160,55 @@ fn part_id(mut cmd_id: [u8; 16], part: u32) -> [u8; 16] {
 }
 
 fn fetch(snapshot: &dyn Snapshot, request: &FetchRequest) -> Result<Option<FetchReply>, Status> {
-    let message = read::message(
-        snapshot,
-        &request.account,
-        request.mailbox_id,
-        request.uid_validity,
-        request.uid,
-    )
-    .map_err(|error| status::of_store(&error))?;
-    let Some(message) = message else {
+    fetched(snapshot, request).map_err(|error| status::of_store(&error))
+}
+
+fn fetched(
+    snapshot: &dyn Snapshot,
+    request: &FetchRequest,
+) -> Result<Option<FetchReply>, StoreError> {
+    let (account, uid_validity) = (&request.account, request.uid_validity);
+    let mailbox = read::mailbox_under(snapshot, account, request.mailbox_id, uid_validity)?;
+    let Some(mailbox) = mailbox else {
         return Ok(None);
     };
-    let stored = read::body(snapshot, &message).map_err(|error| status::of_store(&error))?;
-    Ok(Some(FetchReply {
+    let Some(wanted) = stored(snapshot, account, mailbox, request.uid)? else {
+        return Ok(None);
+    };
+    let mut reply = FetchReply {
         found: true,
-        prefix: stored.prefix,
-        body: stored.body,
-    }))
+        prefix: wanted.prefix,
+        body: wanted.body,
+        ahead: Vec::new(),
+    };
+    let mut bytes = 0;
+    for &uid in request.ahead.iter().take(AHEAD_MAX) {
+        let Some(next) = stored(snapshot, account, mailbox, uid)? else {
+            continue;
+        };
+        bytes += next.encoded_len();
+        if bytes > AHEAD_BYTES_MAX {
+            break;
+        }
+        reply.ahead.push(FetchedAhead {
+            uid,
+            prefix: next.prefix,
+            body: next.body,
+        });
+    }
+    Ok(Some(reply))
+}
+
+fn stored(
+    snapshot: &dyn Snapshot,
+    account: &str,
+    mailbox: u64,
+    uid: u32,
+) -> Result<Option<StoredBody>, StoreError> {
+    let message = read::message_in(snapshot, account, mailbox, uid)?;
+    message
+        .map(|message| read::body(snapshot, &message))
+        .transpose()
 }
 
 fn one_page(page: MaildropPage) -> Pages {

@@ -129,17 +129,43 @@ pub fn message(
     uid_validity: u32,
     uid: u32,
 ) -> Result<Option<StoredMessage>, StoreError> {
+    match mailbox_under(snapshot, id, mailbox_id, uid_validity)? {
+        Some(mailbox_id) => message_in(snapshot, id, mailbox_id, uid),
+        None => Ok(None),
+    }
+}
+
+/// The id of a mailbox of an account, if it has this UIDVALIDITY. Mailbox 0 is INBOX.
+///
+/// # Errors
+/// [`StoreError`]
+pub fn mailbox_under(
+    snapshot: &dyn Snapshot,
+    id: &str,
+    mailbox_id: u64,
+    uid_validity: u32,
+) -> Result<Option<u64>, StoreError> {
     let mailbox_id = match (mailbox_id, account(snapshot, id)?) {
         (0, Account::Open(account)) => account.inbox,
         (given, Account::Open(_)) => given,
         _ => return Ok(None),
     };
-    match mailbox(snapshot, id, mailbox_id)? {
-        Some(mailbox) if mailbox.uid_validity == uid_validity => {
-            decoded(snapshot, &key::message(id, mailbox_id, uid), "a message")
-        }
-        _ => Ok(None),
-    }
+    let found = mailbox(snapshot, id, mailbox_id)?;
+    let fits = found.is_some_and(|mailbox| mailbox.uid_validity == uid_validity);
+    Ok(fits.then_some(mailbox_id))
+}
+
+/// One message of a mailbox that [`mailbox_under`] has found.
+///
+/// # Errors
+/// [`StoreError`]
+pub fn message_in(
+    snapshot: &dyn Snapshot,
+    id: &str,
+    mailbox_id: u64,
+    uid: u32,
+) -> Result<Option<StoredMessage>, StoreError> {
+    decoded(snapshot, &key::message(id, mailbox_id, uid), "a message")
 }
 
 /// Prefix and content of a message.

@@ -5,6 +5,7 @@
 //! the middle the connection ends without the closing dot, so that half a mail is never taken for a whole one. Passwords never
 //! reach a log.
 
+use std::collections::VecDeque;
 use std::io::Write as _;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use hikyaku_serve::metrics;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::mailboxes::{Fetched, OpenError};
+use crate::mailboxes::{self, Fetched, OpenError};
 use crate::pop3::command::{Command, LINE_BYTES_MAX, Password};
 use crate::pop3::maildrop::{MailboxRef, Maildrop};
 use crate::pop3::multiline::Multiline;
@@ -28,6 +29,8 @@ use crate::pop3::server::{Ending, Visit};
 use crate::pop3::session::{Action, Channel, Listing, Retrieve, Session};
 use crate::pop3::wire::{Closed, Wire};
 
+/// Messages asked for at once, when the client has sent the commands for them.
+const AHEAD_MAX: usize = 32;
 /// Content encoded before the output is looked at: bounds by how much it overshoots.
 const CONTENT_BYTES_STEP: usize = 16 << 10;
 
@@ -37,6 +40,9 @@ pub(super) struct Conversation<'a, S> {
     wire: Wire<S>,
     session: Session,
     channel: Channel,
+    /// Messages that the commands which have come already retrieve next, by UID. Nothing is kept
+    /// while a command is waited for.
+    ahead: VecDeque<(u32, Fetched)>,
 }
 
 /// Why a login did not end in an open maildrop.
@@ -60,6 +66,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
             wire,
             session: Session::default(),
             channel,
+            ahead: VecDeque::new(),
         }
     }
 
@@ -95,6 +102,9 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
         // what was read ahead must not outlive it
         if idle.is_zero() {
             return Err(Closed::Idle.into());
+        }
+        if !self.wire.has_line() {
+            self.ahead = VecDeque::new();
         }
         let is_response = matches!(self.session, Session::Challenged);
         let bytes_max = if is_response {
@@ -287,13 +297,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
             Some(ResponseCode::SysTemp),
             "not available now, try again later",
         );
-        let fetched = match self
-            .visit
-            .deps
-            .mailboxes
-            .fetch(&retrieve.mailbox, retrieve.uid)
-            .await
-        {
+        let fetched = match self.fetch(retrieve).await {
             Ok(Some(fetched)) => fetched,
             Ok(None) => {
                 self.wire
@@ -330,6 +334,45 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
             }
         }
         Ok(())
+    }
+
+    /// The message, from what was fetched with the one before or with what is wanted after it.
+    async fn fetch(
+        &mut self,
+        retrieve: &Retrieve,
+    ) -> Result<Option<Fetched>, mailboxes::Unavailable> {
+        while let Some((uid, fetched)) = self.ahead.pop_front() {
+            if uid == retrieve.uid {
+                return Ok(Some(fetched));
+            }
+        }
+        let wanted = self.wanted_next();
+        let mailboxes = &self.visit.deps.mailboxes;
+        let fetched = mailboxes
+            .fetch(&retrieve.mailbox, retrieve.uid, wanted)
+            .await?;
+        self.ahead = fetched.ahead;
+        Ok(fetched.message)
+    }
+
+    /// UIDs of the messages that the commands which have come already retrieve next.
+    fn wanted_next(&self) -> Vec<u32> {
+        let Session::Transaction(maildrop) = &self.session else {
+            return Vec::new();
+        };
+        let mut wanted = Vec::new();
+        for line in self.wire.lines_ahead() {
+            let message = match Command::parse(line) {
+                Ok(Command::Retr(message) | Command::Top { message, .. }) => message,
+                Ok(Command::Dele(_) | Command::Noop) => continue,
+                _ => break,
+            };
+            wanted.extend(maildrop.message(message).ok().map(|message| message.uid));
+            if wanted.len() >= AHEAD_MAX {
+                break;
+            }
+        }
+        wanted
     }
 
     /// Sends the message; answers its octets as far as they were wanted.

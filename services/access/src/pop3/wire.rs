@@ -65,6 +65,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         !self.input.is_empty()
     }
 
+    /// Whether a whole line has come that was not cut off yet.
+    pub fn has_line(&self) -> bool {
+        memchr::memchr(b'\n', &self.input).is_some()
+    }
+
+    /// The whole lines that have come and were not cut off yet, as far as they look like lines.
+    pub fn lines_ahead(&self) -> impl Iterator<Item = &[u8]> {
+        let end = memchr::memrchr(b'\n', &self.input).map_or(0, |end| end + 1);
+        let lines = self.input.get(..end).unwrap_or_default();
+        let lines = lines.split_inclusive(|octet| *octet == b'\n');
+        lines.map_while(|line| line.strip_suffix(b"\r\n"))
+    }
+
     /// The next line of at most `bytes_max`, all of which must come within `idle`; sends what is to be sent before waiting for it.
     /// Once `drain` ends, a line is waited for no longer than `drain_patience`.
     pub async fn line(

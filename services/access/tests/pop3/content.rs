@@ -237,6 +237,85 @@ async fn content_that_cannot_be_had_is_an_error_and_the_session_goes_on() {
         .await;
 }
 
+/// Ten mails, each with its number in it.
+fn ten(site: &Site) {
+    let mails =
+        (1..=10).map(|uid| Mail::new(uid, &format!("M{uid}"), "", &format!("mail {uid}\r\n")));
+    let mut state = site.peers.state();
+    state
+        .inboxes
+        .insert((1, "id-alice".into()), mails.collect());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_asked_for_together_is_fetched_together() {
+    let site = Site::new();
+    ten(&site);
+    let mut client = site.log_in().await;
+    let commands: String = (1..=10)
+        .map(|number| format!("RETR {number}\r\nDELE {number}\r\n"))
+        .collect();
+    client.send(commands.as_bytes()).await;
+    for number in 1..=10 {
+        let (_, content) = client.multiline().await.unwrap();
+        assert_eq!(content, format!("mail {number}\r\n").as_bytes());
+        client.play("S: +OK*").await;
+    }
+    // one and three ahead: 1 to 4, 5 to 8, 9 and 10
+    assert_eq!(site.peers.state().fetches, 3);
+    // one at a time: nothing is known to be wanted next
+    client.play("C: RSET\nS: +OK*").await;
+    for number in 1..=10 {
+        client.send(format!("RETR {number}\r\n").as_bytes()).await;
+        assert!(client.multiline().await.is_some());
+    }
+    assert_eq!(site.peers.state().fetches, 13);
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_whatever_order_mails_are_asked_for_each_answer_is_its_own() {
+    let site = Site::new();
+    ten(&site);
+    // 3 is gone since the maildrop was opened, 5 is marked before its turn
+    let mut client = site.log_in().await;
+    let mails = site
+        .peers
+        .state()
+        .inboxes
+        .remove(&(1, "id-alice".into()))
+        .unwrap();
+    let left = mails.into_iter().filter(|mail| mail.uid != 3).collect();
+    site.peers
+        .state()
+        .inboxes
+        .insert((1, "id-alice".into()), left);
+    let commands = "RETR 2\r\nRETR 1\r\nRETR 3\r\nDELE 5\r\nRETR 5\r\nTOP 6 9\r\nRETR 11\r\nRETR 2\r\nRETR 4\r\n";
+    client.send(commands.as_bytes()).await;
+    for expected in [
+        "+OK 2",
+        "+OK 1",
+        "-ERR",
+        "+OK marked",
+        "-ERR",
+        "+OK 6",
+        "-ERR",
+        "+OK 2",
+        "+OK 4",
+    ] {
+        match expected.strip_prefix("+OK ").map(str::parse::<u32>) {
+            Some(Ok(number)) => {
+                let (_, content) = client.multiline().await.unwrap();
+                assert_eq!(content, format!("mail {number}\r\n").as_bytes());
+            }
+            Some(Err(_)) => client.play("S: +OK*").await,
+            None => client.play("S: -ERR*").await,
+        }
+    }
+    client
+        .play("C: QUIT\nS: +OK 1 messages deleted*\nS: ~")
+        .await;
+}
+
 /// Bytes that come close to a session.
 fn hostile() -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![

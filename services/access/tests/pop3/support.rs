@@ -23,9 +23,9 @@ use hikyaku_proto::v1::mailbox_client::MailboxClient;
 use hikyaku_proto::v1::mailbox_server::{Mailbox, MailboxServer};
 use hikyaku_proto::v1::{
     Body, ClaimReply, ClaimRequest, DeliverReply, DeliverRequest, ExpungeReply, ExpungeRequest,
-    FetchReply, FetchRequest, LookupReply, LookupRequest, MaildropMessage, MaildropPage,
-    NearlyFullReply, NearlyFullRequest, NotOwner, OpenMaildropRequest, UsageReply, UsageRequest,
-    VoidReply, VoidRequest,
+    FetchReply, FetchRequest, FetchedAhead, LookupReply, LookupRequest, MaildropMessage,
+    MaildropPage, NearlyFullReply, NearlyFullRequest, NotOwner, OpenMaildropRequest, UsageReply,
+    UsageRequest, VoidReply, VoidRequest,
 };
 use hikyaku_shard::ambient::Ambient;
 use tokio::io::DuplexStream;
@@ -204,14 +204,15 @@ impl Mailbox for Peers {
             .get(&(request.shard, request.account))
             .map(Vec::as_slice)
             .unwrap_or_default();
-        let reply = mails
-            .iter()
-            .find(|mail| mail.uid == request.uid)
-            .map(|mail| FetchReply {
-                found: true,
-                prefix: mail.prefix.clone(),
-                body: Some(mail.body.clone()),
-            });
+        let find = |uid: u32| mails.iter().find(|mail| mail.uid == uid);
+        let ahead = request.ahead.iter().filter_map(|uid| find(*uid));
+        let reply = find(request.uid).map(|mail| FetchReply {
+            found: true,
+            prefix: mail.prefix.clone(),
+            body: Some(mail.body.clone()),
+            // a shard answers with as many as it likes
+            ahead: ahead.take(3).map(fetched_ahead).collect(),
+        });
         Ok(Response::new(reply.unwrap_or_default()))
     }
 
@@ -242,6 +243,14 @@ impl Mailbox for Peers {
         Ok(Response::new(ExpungeReply {
             expunged: expunge.uids.len() as u32,
         }))
+    }
+}
+
+fn fetched_ahead(mail: &Mail) -> FetchedAhead {
+    FetchedAhead {
+        uid: mail.uid,
+        prefix: mail.prefix.clone(),
+        body: Some(mail.body.clone()),
     }
 }
 

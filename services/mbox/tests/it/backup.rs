@@ -114,7 +114,8 @@ async fn damage_and_the_wrong_shard_are_noticed() {
     node.assert_clean();
 }
 
-/// What a session saw before the loss names other mails after it: its expunge and its RETR touch none of them.
+/// What a session saw before the loss names other mails after it: its expunge and its RETR touch
+/// none of them.
 #[tokio::test(start_paused = true)]
 async fn a_session_from_before_the_loss_touches_nothing_that_was_restored() {
     let old = Cluster::new(5).steady();

@@ -3,14 +3,15 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 use hikyaku_log::sim::SimFaults;
 use hikyaku_log::{Class, ShardId};
 use hikyaku_mbox::options::MboxOptions;
 use hikyaku_proto::v1::record::Command;
 use hikyaku_proto::v1::{
-    AccountState, Expunge, ExpungeRequest, FetchReply, FetchRequest, MaildropPage, Record,
-    SetAccount,
+    AccountState, Body, DeliverRequest, Expunge, ExpungeRequest, FetchReply, FetchRequest,
+    MaildropPage, Record, SetAccount, body::Content,
 };
 use hikyaku_shard::machine::Machine;
 use prost::Message;
@@ -25,6 +26,7 @@ pub async fn fetch(node: &Node, page: &MaildropPage, uid: u32) -> FetchReply {
         mailbox_id: page.mailbox_id,
         uid_validity: page.uid_validity,
         uid,
+        ahead: Vec::new(),
     };
     node.client
         .clone()
@@ -81,6 +83,64 @@ async fn a_maildrop_shows_what_was_delivered_and_not_what_was_deleted() {
     assert_eq!(node.uids(0, "alice").await, [1, 2, 3]);
     assert_eq!(node.stored(0, "alice", 9).await.uid, 6);
     node.assert_clean();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_wanted_next_comes_along_as_far_as_it_is_small_and_there() {
+    let node = Cluster::new(8).steady();
+    for number in 0..40 {
+        node.stored(0, "alice", number).await;
+    }
+    let page = node.maildrop(0, "alice").await.unwrap().remove(0);
+    assert_eq!(page.exists, 40);
+    assert_eq!(expunge(&node, &page, vec![3], 500).await, 1);
+    let ask = async |uid: u32, ahead: Vec<u32>, uid_validity: u32| {
+        let request = FetchRequest {
+            shard: 0,
+            account: "alice".into(),
+            mailbox_id: page.mailbox_id,
+            uid_validity,
+            uid,
+            ahead,
+        };
+        let mut client = node.client.clone();
+        client.fetch(request).await.unwrap().into_inner()
+    };
+    let found = ask(1, vec![5, 3, 2, 99], page.uid_validity).await;
+    let uids: Vec<u32> = found.ahead.iter().map(|mail| mail.uid).collect();
+    assert_eq!(uids, [5, 2], "in the order asked for, without what is gone");
+    for mail in &found.ahead {
+        let alone = fetch(&node, &page, mail.uid).await;
+        assert_eq!((&mail.prefix, &mail.body), (&alone.prefix, &alone.body));
+    }
+    let many = ask(1, (2..=40).collect(), page.uid_validity).await;
+    assert_eq!(many.ahead.len(), 31, "32 asked for, one of them is gone");
+    let other = ask(1, vec![2], page.uid_validity + 1).await;
+    assert_eq!(other, FetchReply::default());
+    let gone = ask(3, vec![2], page.uid_validity).await;
+    assert_eq!(gone, FetchReply::default());
+
+    // mails of 30 KiB: two fit into 64 KiB
+    for number in 100..103 {
+        let mut large = delivery("alice", number);
+        let content = vec![b'x'; 30 << 10];
+        large.body = Some(Body {
+            size: content.len() as u64,
+            blake3: Bytes::copy_from_slice(blake3::hash(&content).as_bytes()),
+            content: Some(Content::Zstd(content.into())),
+        });
+        let request = DeliverRequest {
+            shard: 0,
+            deliver: Some(large),
+            cmd_id: cmd_id(number),
+            tenant: "example.jp".into(),
+            traceparent: String::new(),
+        };
+        node.client.clone().deliver(request).await.unwrap();
+    }
+    let large = ask(1, vec![41, 42, 43, 2], page.uid_validity).await;
+    let uids: Vec<u32> = large.ahead.iter().map(|mail| mail.uid).collect();
+    assert_eq!(uids, [41, 42], "what comes next keeps its order");
 }
 
 #[tokio::test(start_paused = true)]
@@ -150,7 +210,10 @@ async fn many_opens_share_few_barriers() {
 
 /// The barriers that mailbox shard 0's log holds.
 fn barriers(cluster: &Cluster) -> usize {
-    let records = cluster.log.records(ShardId::new(Class::Mbox, 0)).into_iter();
+    let records = cluster
+        .log
+        .records(ShardId::new(Class::Mbox, 0))
+        .into_iter();
     records
         .filter(|record| {
             let command = Record::decode(record.payload.clone()).unwrap().command;
@@ -198,6 +261,7 @@ async fn without_the_log_nothing_is_opened_and_nothing_is_called_gone() {
         mailbox_id: page.mailbox_id,
         uid_validity: page.uid_validity,
         uid: 2,
+        ahead: Vec::new(),
     };
     let error = node.client.clone().fetch(request).await.unwrap_err();
     assert_eq!(error.code(), Code::Unavailable);
