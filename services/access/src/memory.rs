@@ -1,7 +1,9 @@
-//! The memory that open maildrops take, all sessions together: reserved before a maildrop is read, given back with it.
+//! The memory that open maildrops take, all sessions together: reserved before a maildrop is read,
+//! given back with it.
 //!
-//! A small maildrop is a part of its connection and not counted, so whoever has little mail can always log in. One account
-//! has three quarters of the memory at most, so no single one shuts out the others that have much.
+//! A small maildrop is a part of its connection and not counted, so whoever has little mail can
+//! always log in. One account has three quarters of the memory at most, so no single one shuts out
+//! the others that have much.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,5 @@
-//! INBOXes with more mails than POP3 shows: an operator hears of them as long as their owners come and look.
+//! INBOXes with more mails than POP3 shows: an operator hears of them as long as their owners come
+//! and look.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,4 +1,5 @@
-//! What an open maildrop takes of the memory: `pop3.memory_bytes_max` is a budget that operators rely on.
+//! What an open maildrop takes of the memory: `pop3.memory_bytes_max` is a budget that operators
+//! rely on.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 

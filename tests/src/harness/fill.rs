@@ -1,5 +1,6 @@
-//! Mailboxes with very many mails, without sending them: the mailbox machine itself stores them, in the store of a server that
-//! is not running. Its log is not asked, so the store must be flushed, as a stop leaves it.
+//! Mailboxes with very many mails, without sending them: the mailbox machine itself stores them, in
+//! the store of a server that is not running. Its log is not asked, so the store must be flushed,
+//! as a stop leaves it.
 
 use std::path::Path;
 
@@ -22,7 +23,8 @@ const BATCH: u64 = 1_000;
 /// Every such mail's content.
 const CONTENT: &[u8] = b"Subject: one of many\r\n\r\n";
 
-/// Puts `mails` more mails into the INBOX of `account` in the mailbox store in `directory`, and says how many it has then.
+/// Puts `mails` more mails into the INBOX of `account` in the mailbox store in `directory`, and
+/// says how many it has then.
 ///
 /// # Panics
 /// When the store does not open, or the account is not there.

@@ -74,7 +74,10 @@ fn all_of_many_mails_are_shown_or_an_alarm_says_that_they_are_not() {
     });
     let mut session = Session::of(&site, "alice");
     let newest = session.lines(&format!("RETR {}", MAILS + 2));
-    assert!(newest.contains(&"Subject: the newest one".to_owned()), "{newest:?}");
+    assert!(
+        newest.contains(&"Subject: the newest one".to_owned()),
+        "{newest:?}"
+    );
     let mut ids = session.lines("UIDL");
     assert_eq!(ids.len() as u64, MAILS + 2);
     ids.sort_unstable();
@@ -86,7 +89,8 @@ fn all_of_many_mails_are_shown_or_an_alarm_says_that_they_are_not() {
     assert_eq!(Session::of(&site, "alice").count(), MAILS);
     assert!(!site.ask(&["status"]).must().contains("INBOX"));
 
-    // memory for fewer: the oldest are shown, which an operator hears of, and others log in beside her
+    // memory for fewer: the oldest are shown, which an operator hears of, and others log in beside
+    // her
     assert!(server.stop().0.success());
     site.configure("pop3", "memory_bytes_max", "\"1 MiB\"");
     let server = Server::start(&site);
@@ -95,14 +99,18 @@ fn all_of_many_mails_are_shown_or_an_alarm_says_that_they_are_not() {
     assert_eq!(Session::of(&site, "bob").count(), 0);
     let mut second = Talk::connect(site.pop3).unwrap();
     second.line().unwrap();
-    second.send(format!("USER alice\r\nPASS {PASSWORD}\r\n").as_bytes()).unwrap();
+    second
+        .send(format!("USER alice\r\nPASS {PASSWORD}\r\n").as_bytes())
+        .unwrap();
     second.line().unwrap();
     let refused = second.line().unwrap().unwrap();
     assert!(refused.starts_with("-ERR [SYS/TEMP]"), "{refused}");
     let alarm = format!("the INBOX of {} has {MAILS} mails", account_of("alice"));
     let status = site.ask(&["status"]).must();
     assert!(status.contains(&format!("ALARM {alarm}")), "{status}");
-    wait_for("the alarm in the log", AT_ONCE, || server.log().contains(&alarm));
+    wait_for("the alarm in the log", AT_ONCE, || {
+        server.log().contains(&alarm)
+    });
     // the others come when these are gone
     for number in 1..=1_000 {
         session.say(&format!("DELE {number}"));
@@ -111,5 +119,8 @@ fn all_of_many_mails_are_shown_or_an_alarm_says_that_they_are_not() {
     let mut session = Session::of(&site, "alice");
     assert_eq!(session.count(), SHOWN);
     let last = session.lines(&format!("TOP {SHOWN} 0"));
-    assert!(last.contains(&"Subject: one of many".to_owned()), "{last:?}");
+    assert!(
+        last.contains(&"Subject: one of many".to_owned()),
+        "{last:?}"
+    );
 }

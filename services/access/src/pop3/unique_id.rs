@@ -1,8 +1,9 @@
-//! The unique ids of a maildrop (RFC 1939 section 7, UIDL), kept small: nearly all of them are EMAILIDs of ours, `M` and 24
-//! digits of base 32, which are 15 octets.
+//! The unique ids of a maildrop (RFC 1939 section 7, UIDL), kept small: nearly all of them are
+//! EMAILIDs of ours, `M` and 24 digits of base 32, which are 15 octets.
 //!
-//! Copies of a message share its EMAILID (RFC 8474 section 4). The first of them has the bare id, the others have their UID as
-//! a suffix. What cannot be a unique id is replaced by UIDVALIDITY and UID, with a dot, which no EMAILID has.
+//! Copies of a message share its EMAILID (RFC 8474 section 4). The first of them has the bare id,
+//! the others have their UID as a suffix. What cannot be a unique id is replaced by UIDVALIDITY and
+//! UID, with a dot, which no EMAILID has.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

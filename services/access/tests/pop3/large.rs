@@ -1,4 +1,5 @@
-//! Maildrops with many mails: all of them, in a memory that has a limit, and deleted whatever their number.
+//! Maildrops with many mails: all of them, in a memory that has a limit, and deleted whatever their
+//! number.
 
 use hikyaku_access::mailboxes::MailboxesOptions;
 use hikyaku_access::memory::{MAIL_BYTES, SMALL_MAILS_MAX};

@@ -415,7 +415,8 @@ fn flags_change_under_one_modseq_and_conditions_are_judged() {
     bench.assert_clean();
 }
 
-/// RFC 9051 section 2.3.1.1: a UID names a message under its UIDVALIDITY only, whether that is an older or a newer one.
+/// RFC 9051 section 2.3.1.1: a UID names a message under its UIDVALIDITY only, whether that is an
+/// older or a newer one.
 #[test]
 fn commands_under_another_uid_validity_touch_nothing() {
     let mut bench = Bench::new();

@@ -192,8 +192,9 @@ fn a_uid_given_before_the_backup_is_not_given_again_after_the_restore() {
     new.assert_clean();
 }
 
-/// UIDs that were given between the backup and the loss are given again. So everything about them must be of no effect, which
-/// UIDVALIDITY says: it is above all that the account had when it was lost, not only above what the backup knows.
+/// UIDs that were given between the backup and the loss are given again. So everything about them
+/// must be of no effect, which UIDVALIDITY says: it is above all that the account had when it was
+/// lost, not only above what the backup knows.
 #[test]
 fn what_was_given_after_the_backup_means_nothing_after_the_restore() {
     let mut old = Bench::new();
