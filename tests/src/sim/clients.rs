@@ -326,9 +326,9 @@ impl Clients {
                     self.world
                         .violate(format_args!("deleted mail is back: {place:?}"));
                 }
-                let unique_id = message.unique_id.to_owned();
-                let first = ledger.seen.entry(place.clone()).or_insert(unique_id);
-                if first != message.unique_id {
+                let unique_id = message.unique_id.to_string();
+                let seen = ledger.seen.entry(place.clone());
+                if *seen.or_insert_with(|| unique_id.clone()) != unique_id {
                     self.world
                         .violate(format_args!("M2: {place:?} is another mail than before"));
                 }
@@ -379,7 +379,8 @@ impl Clients {
         let mut doomed = Vec::new();
         for uid in uids {
             if random.chance(200) {
-                match access.fetch(mailbox, uid).await {
+                let found = access.fetch(mailbox, uid, Vec::new()).await;
+                match found.map(|mails| mails.message) {
                     Ok(Some(fetched)) => self.check_content(&fetched.prefix, &fetched.body).await,
                     Ok(None) => {
                         let place = place(mailbox, uid);
