@@ -270,11 +270,23 @@ impl Mailboxes {
         Ok(builder.finish())
     }
 
-    /// The message `uid`, and some of those that are wanted next.
+    /// The message `uid`; `None` if it was expunged meanwhile.
     ///
     /// # Errors
     /// When nobody knows.
     pub async fn fetch(
+        &self,
+        mailbox: &MailboxRef,
+        uid: u32,
+    ) -> Result<Option<Fetched>, Unavailable> {
+        Ok(self.fetch_with(mailbox, uid, Vec::new()).await?.message)
+    }
+
+    /// The message `uid`, and some of those that are wanted next.
+    ///
+    /// # Errors
+    /// When nobody knows.
+    pub async fn fetch_with(
         &self,
         mailbox: &MailboxRef,
         uid: u32,

@@ -379,8 +379,7 @@ impl Clients {
         let mut doomed = Vec::new();
         for uid in uids {
             if random.chance(200) {
-                let found = access.fetch(mailbox, uid, Vec::new()).await;
-                match found.map(|mails| mails.message) {
+                match access.fetch(mailbox, uid).await {
                     Ok(Some(fetched)) => self.check_content(&fetched.prefix, &fetched.body).await,
                     Ok(None) => {
                         let place = place(mailbox, uid);

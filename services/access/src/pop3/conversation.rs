@@ -349,7 +349,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
         let wanted = self.wanted_next();
         let mailboxes = &self.visit.deps.mailboxes;
         let fetched = mailboxes
-            .fetch(&retrieve.mailbox, retrieve.uid, wanted)
+            .fetch_with(&retrieve.mailbox, retrieve.uid, wanted)
             .await?;
         self.ahead = fetched.ahead;
         Ok(fetched.message)
