@@ -90,40 +90,40 @@ impl HeaderFilter {
     }
 
     /// Part of one line, which ends with the line or with the chunk.
-    fn part(&mut self, mut part: Range<usize>, output: &mut Output<'_>) {
+    fn part(&mut self, part: Range<usize>, output: &mut Output<'_>) {
         let octets = output.chunk.get(part.clone()).unwrap_or_default();
-        let fate = match self.fate {
-            Some(fate) => fate,
-            None => {
-                let room = HELD_BYTES_MAX.saturating_sub(self.held.len());
-                let begin = octets.get(..room).unwrap_or(octets);
-                let held_back = !self.held.is_empty();
-                if held_back {
-                    self.held.extend_from_slice(begin);
-                    part.start += begin.len();
-                }
-                let found = kind(if held_back { &self.held } else { begin });
-                let Some(found) = found else {
-                    if !held_back {
-                        self.held.extend_from_slice(begin);
-                    }
-                    return;
-                };
-                let fate = self.decide(found, output);
-                let held = std::mem::take(&mut self.held);
-                if fate == Fate::Kept {
-                    output.put(Cow::Owned(held));
-                }
-                fate
-            }
+        let known = match self.fate {
+            Some(fate) => Some((fate, 0)),
+            None => self.look(octets, output),
+        };
+        let Some((fate, taken)) = known else {
+            return;
         };
         if fate == Fate::Kept {
-            output.keep(part);
+            output.keep(part.start + taken..part.end);
         }
         match octets.ends_with(b"\n") {
             true => (self.before, self.fate) = (Some(fate), None),
             false => self.fate = Some(fate),
         }
+    }
+
+    /// Looks at the beginning of a line: what becomes of it, and how many of `octets` are done with. `None` holds all of them back.
+    fn look(&mut self, octets: &[u8], output: &mut Output<'_>) -> Option<(Fate, usize)> {
+        let room = HELD_BYTES_MAX.saturating_sub(self.held.len());
+        let begin = octets.get(..room).unwrap_or(octets);
+        if self.held.is_empty()
+            && let Some(kind) = kind(begin)
+        {
+            return Some((self.decide(kind, output), 0));
+        }
+        self.held.extend_from_slice(begin);
+        let fate = self.decide(kind(&self.held)?, output);
+        let held = std::mem::take(&mut self.held);
+        if fate == Fate::Kept {
+            output.put(Cow::Owned(held));
+        }
+        Some((fate, begin.len()))
     }
 
     /// What becomes of the line at hand, which is a `kind`; adds what must come before it.
