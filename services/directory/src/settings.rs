@@ -15,7 +15,8 @@ pub struct Settings {
     pub default_domain: String,
     /// Who reads mail for role addresses that have no entry.
     pub postmaster: Option<Mailbox>,
-    /// The host's own name, in lower case and A-labels: the domain of the addresses that reports come from.
+    /// The host's own name, in lower case and A-labels: the domain of the addresses that reports
+    /// come from.
     pub host_name: Option<String>,
     /// Cuts `user+detail`; `None` switches subaddressing off.
     pub recipient_delimiter: Option<char>,

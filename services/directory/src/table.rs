@@ -26,8 +26,8 @@ pub const ROLES: [&str; 6] = [
     "webmaster",
 ];
 
-/// Addresses at the host's own name that are the postmaster's when no entry has them: reports come from MAILER-DAEMON there, and
-/// whoever answers one must reach somebody (RFC 3464 section 2).
+/// Addresses at the host's own name that are the postmaster's when no entry has them: reports come
+/// from MAILER-DAEMON there, and whoever answers one must reach somebody (RFC 3464 section 2).
 const HOST_ROLES: [&str; 2] = ["mailer-daemon", "postmaster"];
 
 /// See the module.
@@ -333,7 +333,8 @@ impl Table {
         })
     }
 
-    /// What to do with mail for one of [`HOST_ROLES`], which no entry has; `None` if it is none, or nobody is postmaster.
+    /// What to do with mail for one of [`HOST_ROLES`], which no entry has; `None` if it is none, or
+    /// nobody is postmaster.
     fn host_role(&self, address: &Mailbox) -> Option<Resolution> {
         let host_name = self.settings.host_name.as_deref()?;
         let local = self.plain_local_part(address);

@@ -1,5 +1,5 @@
-//! What a content begins with, made fit to stand under our trace fields: our Received, and at final delivery the only true
-//! Return-Path (RFC 5321 section 4.4).
+//! What a content begins with, made fit to stand under our trace fields: our Received, and at final
+//! delivery the only true Return-Path (RFC 5321 section 4.4).
 //!
 //! | the content has | what becomes of it |
 //! |---|---|
@@ -8,10 +8,12 @@
 //! | anything else first that is no field: text, white space, nothing but blanks | an empty line comes before it |
 //! | an empty line first | it stays: there is no header |
 //!
-//! So nothing continues our Received, and no reader that passes over odd lines finds a second Return-Path behind them. All
-//! else stays as it is, Received and Delivered-To among them: what earlier hosts wrote stands below ours.
+//! So nothing continues our Received, and no reader that passes over odd lines finds a second
+//! Return-Path behind them. All else stays as it is, Received and Delivered-To among them: what
+//! earlier hosts wrote stands below ours.
 //!
-//! It works on octets as they come, and holds back at most [`HELD_BYTES_MAX`] of them. Next: the body.
+//! It works on octets as they come, and holds back at most [`HELD_BYTES_MAX`] of them. Next: the
+//! body.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -19,7 +21,8 @@ use std::ops::Range;
 const RETURN_PATH: &[u8] = b"return-path";
 const MAILBOX_LINE: &[u8] = b"X-Mailbox-Line: ";
 const EMPTY_LINE: &[u8] = b"\r\n";
-/// Octets of a line that are looked at to see what it is; one that does not show it by then is no field.
+/// Octets of a line that are looked at to see what it is; one that does not show it by then is no
+/// field.
 const HELD_BYTES_MAX: usize = 128;
 
 /// What a line of a header is.
@@ -108,7 +111,8 @@ impl HeaderFilter {
         }
     }
 
-    /// Looks at the beginning of a line: what becomes of it, and how many of `octets` are done with. `None` holds all of them back.
+    /// Looks at the beginning of a line: what becomes of it, and how many of `octets` are done
+    /// with. `None` holds all of them back.
     fn look(&mut self, octets: &[u8], output: &mut Output<'_>) -> Option<(Fate, usize)> {
         let room = HELD_BYTES_MAX.saturating_sub(self.held.len());
         let begin = octets.get(..room).unwrap_or(octets);

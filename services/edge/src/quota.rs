@@ -1,5 +1,6 @@
-//! Full mailboxes at RCPT: 452 4.2.2 instead of a mail that waits for days and comes back (RFC 3463 X.2.2). A mail that is
-//! declared larger than the whole quota would not fit into the empty mailbox either: 552 5.2.3, at once.
+//! Full mailboxes at RCPT: 452 4.2.2 instead of a mail that waits for days and comes back (RFC 3463
+//! X.2.2). A mail that is declared larger than the whole quota would not fit into the empty mailbox
+//! either: 552 5.2.3, at once.
 //!
 //! Mailbox shards tell which accounts are nearly full (95 % of the quota, a mail did not fit, or it is among those that held most
 //! when the shard began); this room asks them every second. For these alone RCPT asks what the account holds now, so a mailbox that was emptied takes mail again at once. It is

@@ -14,8 +14,8 @@ pub fn connected(session: u64, peer: SocketAddr, listener: &str, reply: Option<&
     tracing::info!(target: "maillog", session, %peer, listener, reply, "connected");
 }
 
-/// Foreign octets fit for a line: printable ASCII as it is but for the backslash, all others as `\xHH`; at most `bytes_max` of
-/// them, and then how many there were.
+/// Foreign octets fit for a line: printable ASCII as it is but for the backslash, all others as
+/// `\xHH`; at most `bytes_max` of them, and then how many there were.
 pub fn escaped(octets: &[u8], bytes_max: usize) -> String {
     let mut text = String::new();
     for &octet in octets.iter().take(bytes_max) {

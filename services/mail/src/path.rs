@@ -10,9 +10,10 @@
 //! RFC 6531 section 3.3 adds characters outside ASCII to local parts and domains; whether a client may send them
 //! (SMTPUTF8) is the session's business.
 //!
-//! Two things are wider than the RFC. A Dot-string may have dots at its ends and in a row: Japanese carriers gave out
-//! `hana..ko@` and `hanako.@` until 2009. Such a local part means the same as its quoted form and stays as it was written.
-//! A local part may be as long as the path (section 4.5.3.1.3): VERP, SRS and forwarders exceed 64 octets.
+//! Two things are wider than the RFC. A Dot-string may have dots at its ends and in a row: Japanese
+//! carriers gave out `hana..ko@` and `hanako.@` until 2009. Such a local part means the same as its
+//! quoted form and stays as it was written. A local part may be as long as the path (section
+//! 4.5.3.1.3): VERP, SRS and forwarders exceed 64 octets.
 //!
 //! # The one normal form
 //! A mailbox is kept and compared in it, and goes into envelopes and logs in it:

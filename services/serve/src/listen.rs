@@ -1,5 +1,5 @@
-//! Accept loops: a limit on connections in all and per source, which may change while they run; a word to those over the limit
-//! of their source; a pause when the system is out of descriptors.
+//! Accept loops: a limit on connections in all and per source, which may change while they run; a
+//! word to those over the limit of their source; a pause when the system is out of descriptors.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -24,7 +24,8 @@ const FULL_LINE_EVERY: Duration = Duration::from_secs(60);
 pub struct ListenLimits {
     /// Connections at once; the next ones wait in the system's backlog.
     pub connections_max: usize,
-    /// Connections at once from one source, which is an IPv4 address or an IPv6 /64; more are told so and closed at once.
+    /// Connections at once from one source, which is an IPv4 address or an IPv6 /64; more are told
+    /// so and closed at once.
     pub connections_per_source_max: usize,
 }
 
@@ -216,8 +217,9 @@ pub fn accept_loop<S, F>(
     });
 }
 
-/// Closes a connection to the listener `name` whose source has too many, and says so where the protocol has words for it
-/// before TLS. It waits for nobody: a few octets fit into the send buffer of a new connection, or they are lost.
+/// Closes a connection to the listener `name` whose source has too many, and says so where the
+/// protocol has words for it before TLS. It waits for nobody: a few octets fit into the send buffer
+/// of a new connection, or they are lost.
 pub fn turn_away(stream: TcpStream, name: &str) {
     let words = match name {
         "smtp" | "submission" | "lmtp" => {
@@ -231,7 +233,8 @@ pub fn turn_away(stream: TcpStream, name: &str) {
         return;
     };
     let _ = stream.write(words.as_bytes());
-    // what has come and is not read would make the kernel reset the connection, and the words could be lost
+    // what has come and is not read would make the kernel reset the connection, and the words could
+    // be lost
     let _ = stream.read(&mut [0; 512]);
     let _ = stream.shutdown(Shutdown::Write);
 }

@@ -131,7 +131,8 @@ pub trait Backend: Send + Sync + 'static {
     /// A refusal has been given, by the protocol or by the backend.
     fn rejected(&self, peer: &Peer, phase: Phase<'_>, rejection: &Rejection);
 
-    /// `what` in the `line` of the peer breaks the grammar and was put up with. The line is fit for a log.
+    /// `what` in the `line` of the peer breaks the grammar and was put up with. The line is fit for
+    /// a log.
     fn tolerated(&self, peer: &Peer, what: &str, line: &str);
 
     /// No TLS session came about, because of `cause`, which may be in words of the peer's making. [`Backend::ended`] follows.

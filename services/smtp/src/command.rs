@@ -10,9 +10,10 @@
 //! ```
 //! The parameters are in [`crate::parameters`].
 //! The space after the colon is not in the RFC; too many clients send it to refuse it. A host-name is looser than RFC
-//! 5321's Domain, see [`ClientName`], because the machines that get theirs wrong are many and nothing is decided by it,
-//! but it can never break out of a Received field. An ENVID or ORCPT that breaks its syntax is left out, for it serves
-//! reports only. [`Command::tolerated`] says what was put up with.
+//! 5321's Domain, see [`ClientName`], because the machines that get theirs wrong are many and
+//! nothing is decided by it, but it can never break out of a Received field. An ENVID or ORCPT that
+//! breaks its syntax is left out, for it serves reports only. [`Command::tolerated`] says what was
+//! put up with.
 //!
 //! Not offered, and refused with 502: AUTH, EXPN, ETRN, TURN and the X commands. A parameter of an extension that was not
 //! offered is refused with 555. After a malformed BDAT nobody knows where the next command begins: the session is closed.
@@ -118,7 +119,8 @@ pub struct RcptParameters {
     pub original_recipient: Option<String>,
     /// There was one, and it broke the syntax.
     pub original_recipient_lost: bool,
-    /// The path was written with characters outside ASCII, which only a mail with SMTPUTF8 may have.
+    /// The path was written with characters outside ASCII, which only a mail with SMTPUTF8 may
+    /// have.
     pub utf8: bool,
 }
 
@@ -131,8 +133,9 @@ pub struct Chunk {
     pub last: bool,
 }
 
-/// The argument of EHLO or HELO: an address literal, or 1 to 255 octets of atom characters, dots, colons, spaces and visible
-/// characters outside ASCII. Clients send bare IPv6 addresses, names with spaces, and names of their own language.
+/// The argument of EHLO or HELO: an address literal, or 1 to 255 octets of atom characters, dots,
+/// colons, spaces and visible characters outside ASCII. Clients send bare IPv6 addresses, names
+/// with spaces, and names of their own language.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClientName(String);
 

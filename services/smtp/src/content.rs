@@ -1,11 +1,13 @@
 //! The content between 354 and the final dot (RFC 5321 sections 4.1.1.4 and 4.5.2), or in the chunks of BDAT (RFC 3030),
 //! octet-exact and without I/O.
 //!
-//! Only CRLF.CRLF ends the first; the second is counted, dots mean nothing in it, and it gets a CRLF if it ends without. A CR
-//! without LF, an LF without CR or a NUL anywhere makes the whole message refused, for no two servers agree on what such bytes
-//! mean and a forged message could hide behind them. In chunks nothing hides behind an LF: there it is written as CRLF, unless
-//! [`Options::chunk_bare_lf_normalized`] says otherwise. What is handed out is clean: lines
-//! ending in CRLF, dots unstuffed. It is cut from the input in as large pieces as there are, without copying.
+//! Only CRLF.CRLF ends the first; the second is counted, dots mean nothing in it, and it gets a
+//! CRLF if it ends without. A CR without LF, an LF without CR or a NUL anywhere makes the whole
+//! message refused, for no two servers agree on what such bytes mean and a forged message could
+//! hide behind them. In chunks nothing hides behind an LF: there it is written as CRLF, unless
+//! [`Options::chunk_bare_lf_normalized`] says otherwise. What is handed out is clean: lines ending
+//! in CRLF, dots unstuffed. It is cut from the input in as large pieces as there are, without
+//! copying.
 
 use hikyaku_mail::reply::Reply;
 

@@ -19,8 +19,9 @@ pub struct Options {
     /// Turns a bare LF in a content into CRLF instead of refusing the message. For networks of our own whose senders are
     /// broken; the content still ends at CRLF.CRLF only.
     pub bare_lf_normalized: bool,
-    /// Turns a bare LF in a content in chunks into CRLF instead of refusing the message: such a content is counted, so no
-    /// line end can forge its end. See `docs/decisions/0009-bare-lf-in-chunks.md`.
+    /// Turns a bare LF in a content in chunks into CRLF instead of refusing the message: such a
+    /// content is counted, so no line end can forge its end. See
+    /// `docs/decisions/0009-bare-lf-in-chunks.md`.
     pub chunk_bare_lf_normalized: bool,
     /// `Received` fields in one message before it counts as looping (RFC 5321 section 6.3).
     pub hops_max: u32,

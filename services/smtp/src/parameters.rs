@@ -10,9 +10,10 @@
 //! | `NOTIFY=` NEVER / 1#( SUCCESS / FAILURE / DELAY ) | RCPT | 3461 section 4.1 |
 //! | `ORCPT=` addr-type ";" xtext, at most 500 octets | RCPT | 3461 section 4.2, 6533 section 3 |
 //!
-//! Each at most once. ENVID and ORCPT are kept decoded: printable ASCII, so that neither can end a line in a report. One
-//! that breaks its syntax is lost, and the mail or the recipient is taken without it: senders write `=` and raw addresses there.
-//! Characters outside ASCII that an ORCPT of type `utf-8` may hold are kept as `\x{HEX}` (RFC 6533).
+//! Each at most once. ENVID and ORCPT are kept decoded: printable ASCII, so that neither can end a
+//! line in a report. One that breaks its syntax is lost, and the mail or the recipient is taken
+//! without it: senders write `=` and raw addresses there. Characters outside ASCII that an ORCPT of
+//! type `utf-8` may hold are kept as `\x{HEX}` (RFC 6533).
 
 use std::fmt;
 use std::fmt::Write as _;

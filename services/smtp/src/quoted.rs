@@ -1,8 +1,10 @@
-//! What the log says of a line that was refused: the line itself, cut and escaped, without what may be a secret or a body.
+//! What the log says of a line that was refused: the line itself, cut and escaped, without what may
+//! be a secret or a body.
 //!
-//! A line is shown whole if it begins with a command of SMTP, else up to its first blank: it may be `PASS secret`. A client that
-//! does not listen sends its password although AUTH was refused, and its mail although DATA was. After either only lines
-//! are shown that are commands by their look; of the others the log says how long they were.
+//! A line is shown whole if it begins with a command of SMTP, else up to its first blank: it may be
+//! `PASS secret`. A client that does not listen sends its password although AUTH was refused, and
+//! its mail although DATA was. After either only lines are shown that are commands by their look;
+//! of the others the log says how long they were.
 
 use hikyaku_mail::maillog;
 
@@ -16,7 +18,8 @@ const VERBS: [&str; 14] = [
 /// How lines begin that no password and hardly any mail has.
 const COMMANDS: [&str; 5] = ["EHLO ", "HELO ", "MAIL FROM:", "RCPT TO:", "BDAT "];
 
-/// What may be logged of `line`, which ends at its first CR or LF; `guarded` after AUTH or DATA was refused.
+/// What may be logged of `line`, which ends at its first CR or LF; `guarded` after AUTH or DATA was
+/// refused.
 pub(crate) fn quoted(line: &[u8], guarded: bool) -> String {
     let line = match memchr::memchr2(b'\r', b'\n', line) {
         Some(end) => line.get(..=end).unwrap_or(line),

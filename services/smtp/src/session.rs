@@ -163,8 +163,8 @@ pub struct Session<T> {
     misdeeds: Misdeeds,
     /// How long the client has been waited for since MAIL.
     waited: Duration,
-    /// DATA, AUTH or a line nobody has read was refused: what follows may be a body or a password, sent by a client that does
-    /// not listen.
+    /// DATA, AUTH or a line nobody has read was refused: what follows may be a body or a password,
+    /// sent by a client that does not listen.
     guarded: bool,
 }
 
