@@ -344,7 +344,7 @@ impl Loader<'_> {
         table.decoy = decoys.most_common();
         table.broken = std::mem::take(&mut self.broken);
         let routes = self.judge_decisions(table, &lines);
-        for (&index, _) in &table.broken {
+        for &index in table.broken.keys() {
             for login in logins.get(index as usize).into_iter().flatten() {
                 let entries = table.lost.entry(login.as_str().into()).or_default();
                 entries.push(index);

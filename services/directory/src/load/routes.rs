@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::explain::{MEMBERS_MAX, RECIPIENTS_MAX};
+use crate::explain::{DEPTH_MAX, MEMBERS_MAX, RECIPIENTS_MAX};
 use crate::finding::Severity;
 use crate::load::Loader;
 use crate::table::Table;
@@ -62,19 +62,23 @@ fn members(table: &Table, index: u32) -> Option<usize> {
     Some(group.members.len())
 }
 
-/// Recipients of a mail for the entry, each entry on the way counted once; at least so many if
-/// there are too many.
+/// Recipients of a mail for the entry, each entry on the way counted once, as far as the queue
+/// follows; at least so many if there are too many.
 fn reached(table: &Table, routes: &Routes, from: u32) -> usize {
     let mut seen = BTreeSet::from([from]);
-    let mut waiting = vec![from];
+    let mut level = vec![from];
     let mut count = 1;
-    while let Some(index) = waiting.pop() {
-        count += members(table, index).unwrap_or(1);
-        if count > RECIPIENTS_MAX {
-            break;
+    for _ in 0..=DEPTH_MAX {
+        let mut next_level = Vec::new();
+        for index in level {
+            count += members(table, index).unwrap_or(1);
+            if count > RECIPIENTS_MAX {
+                return count;
+            }
+            let next = routes.get(&index).into_iter().flatten();
+            next_level.extend(next.filter(|next| seen.insert(**next)));
         }
-        let next = routes.get(&index).into_iter().flatten();
-        waiting.extend(next.filter(|next| seen.insert(**next)));
+        level = next_level;
     }
     count
 }
