@@ -6,7 +6,7 @@ use hikyaku_log::sim::SimFaults;
 use hikyaku_proto::v1::operate::Order;
 use hikyaku_proto::v1::{QueueListRequest, QueueOperateRequest};
 
-use super::site::{Says, Site, expand, local, people};
+use super::site::{START_MS, Says, Site, expand, local, people};
 use crate::leader::DeliveryOptions;
 
 fn to_all() -> Vec<hikyaku_proto::v1::Recipient> {
@@ -35,6 +35,10 @@ async fn everybody_gets_one_copy_with_their_prefix() {
         "Return-Path: <sender@elsewhere.example>\r\nDelivered-To: bob@example.jp\r\n"
     );
     assert_eq!(bob.body.size, 45);
+    assert_eq!(
+        (bob.tenant.as_str(), bob.received_ms),
+        ("example.jp", START_MS)
+    );
     assert_eq!(state.owners["c-1"], (1, 1));
 }
 

@@ -122,6 +122,8 @@ pub struct Call {
     pub cmd_id: Bytes,
     pub prefix: String,
     pub body: Body,
+    pub tenant: String,
+    pub received_ms: u64,
     pub number: u32,
     pub void: bool,
 }
@@ -221,6 +223,8 @@ impl mailbox_server::Mailbox for Mailboxes {
                 cmd_id: request.cmd_id,
                 prefix: String::from_utf8(deliver.prefix.to_vec()).unwrap(),
                 body: deliver.body.unwrap(),
+                tenant: request.tenant,
+                received_ms: deliver.received_ms,
                 number: id.recipient,
                 void: false,
             });
@@ -272,6 +276,8 @@ impl mailbox_server::Mailbox for Mailboxes {
             cmd_id: request.cmd_id,
             prefix: String::new(),
             body: Body::default(),
+            tenant: String::new(),
+            received_ms: 0,
             number: id.recipient,
             void: true,
         });
