@@ -225,7 +225,7 @@ pub static SETTLED: Family<7> = Family::new(
 /// Tries that settled nothing.
 pub static DEFERRED: Family<1> = Family::new(
     "hikyaku_recipients_deferred_total",
-    "Tries put off: over quota, disabled, or no answer of ours",
+    "Tries put off: mailbox full, disabled, or its address in doubt",
     [""],
 );
 /// Reports to senders that became messages.
