@@ -105,7 +105,8 @@ impl Clients {
         }
     }
 
-    fn front(&self, random: &mut Random) -> Option<Front> {
+    /// Some machine that is up.
+    pub fn front(&self, random: &mut Random) -> Option<Front> {
         let fronts = lock(&self.fronts);
         let count = fronts.len();
         fronts.values().nth(random.below(count)).cloned()
@@ -278,23 +279,71 @@ impl Clients {
 
     /// A reader looks at a user's maildrop, and deletes some of it.
     pub fn read(&self, random: &mut Random, user: &'static str, history: super::history::History) {
+        let (clients, mut random) = (self.clone(), random.fork());
+        self.tasks.spawn("reader", async move {
+            clients.read_once(&mut random, user, &history).await;
+        });
+    }
+
+    /// One session of a reader.
+    pub async fn read_once(
+        &self,
+        random: &mut Random,
+        user: &'static str,
+        history: &super::history::History,
+    ) {
+        let Some(front) = self.front(random) else {
+            return;
+        };
+        if let Some(maildrop) = self.open(&front, user, history).await {
+            self.read_some(&front.access, &maildrop, random).await;
+        }
+    }
+
+    /// A session that looks what there is, and perhaps deletes it, mail by mail.
+    pub fn look_in(
+        &self,
+        random: &mut Random,
+        user: &'static str,
+        history: super::history::History,
+        deletes: bool,
+    ) {
         let Some(front) = self.front(random) else {
             return;
         };
         let (clients, mut random) = (self.clone(), random.fork());
-        self.tasks.spawn("reader", async move {
-            let expected = clients.expected(user, &history);
-            let gone = lock(&clients.ledger).expunged.clone();
-            let Ok(maildrop) = front.access.open(&account_id(user)).await else {
-                clients.world.count("read/unavailable");
+        self.tasks.spawn("watcher", async move {
+            let Some(maildrop) = clients.open(&front, user, &history).await else {
                 return;
             };
-            clients.world.count("read/open");
-            clients.check_maildrop(user, &maildrop, &expected, &gone);
-            clients
-                .read_some(&front.access, &maildrop, &mut random)
-                .await;
+            let Some(mailbox) = maildrop.mailbox().filter(|_| deletes) else {
+                return;
+            };
+            for message in maildrop.messages() {
+                clients
+                    .expunge(&front.access, mailbox, vec![message.uid])
+                    .await;
+                sleep(random.millis(0, 100)).await;
+            }
         });
+    }
+
+    /// A maildrop that holds what it must.
+    pub async fn open(
+        &self,
+        front: &Front,
+        user: &'static str,
+        history: &super::history::History,
+    ) -> Option<Maildrop> {
+        let expected = self.expected(user, history);
+        let gone = lock(&self.ledger).expunged.clone();
+        let Ok(maildrop) = front.access.open(&account_id(user)).await else {
+            self.world.count("read/unavailable");
+            return None;
+        };
+        self.world.count("read/open");
+        self.check_maildrop(user, &maildrop, &expected, &gone);
+        Some(maildrop)
     }
 
     /// What the queue has recorded as delivered to `user`, and nobody has asked to delete (M4).
@@ -453,14 +502,17 @@ impl Clients {
     }
 }
 
-/// Where the queue says that mail of `account` was delivered.
+/// Where the queue says that mail of `account` was delivered, and where a restore has brought some.
 pub fn delivered_to(truth: &Truth, account: &str) -> BTreeSet<Place> {
+    let restored = truth.restored.keys();
+    let restored = restored.filter(|place| place.0 == account).cloned();
     let fates = truth.messages.values().flat_map(|fate| &fate.recipients);
     let ends = fates.filter(|recipient| recipient.account() == Some(account));
     ends.filter_map(|recipient| match &recipient.end {
         Some(End::Delivered { at, .. }) => Some((account.to_owned(), at.uid_validity, at.uid)),
         _ => None,
     })
+    .chain(restored)
     .collect()
 }
 

@@ -1,7 +1,7 @@
 //! The machines: each runs every role over its own stores, a shared log, and the simulated network. A machine can die at any
 //! await, start again from what its stores had flushed, join late from another one's snapshot, or lead while another leads.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hikyaku_access::mailboxes::{Mailboxes, MailboxesOptions};
@@ -28,10 +28,11 @@ use hikyaku_shard::stored::Stored;
 use hikyaku_store::machine::MailboxMachine;
 
 use super::clients::{Clients, Front};
-use super::history::{HOME, History, INCOMING, WatchedLog, mbox, shards};
+use super::history::{HOME, History, INCOMING, mbox, shards};
 use super::network::{Network, Peer};
 use super::random::Random;
 use super::site::{FULL_SHARD, SPARE_SHARD, SimDirectory, placement};
+use super::watched::WatchedLog;
 use super::world::{SimAmbient, World};
 
 /// Machines of the cluster.
@@ -85,6 +86,7 @@ pub struct Cluster {
     /// The machines.
     pub machines: Vec<Machine>,
     body_cache_bytes_max: usize,
+    random: Random,
     /// Whether RCPT asks about full mailboxes; without, all mail for them comes in.
     pub asks_quotas: bool,
 }
@@ -143,6 +145,7 @@ impl Cluster {
             network,
             machines: machines.collect(),
             body_cache_bytes_max: random.below(3) * 20_000,
+            random: random.fork(),
             asks_quotas: false,
             log,
             clients,
@@ -175,6 +178,9 @@ impl Cluster {
         let watched: Arc<dyn Log> = Arc::new(WatchedLog {
             inner: log.clone(),
             history: self.history.clone(),
+            disk: self.log.clone(),
+            tasks: self.clients.tasks.clone(),
+            random: Mutex::new(self.random.fork()),
         });
         let starting = Starting {
             cluster: self,
@@ -189,6 +195,15 @@ impl Cluster {
             Cluster::lead_with(&mut life);
         }
         self.machines[index].life = Some(life);
+    }
+
+    /// Whether the log was cut above what running machine `index` has applied.
+    pub fn is_left_behind(&self, index: usize, shard: ShardId) -> bool {
+        let life = self.machines[index].life.as_ref();
+        life.is_some_and(|life| {
+            let position = life.engine(shard).snapshot().position();
+            applied_in(&position).next() < life.log.bounds(shard).start
+        })
     }
 
     /// Machine `index` leads from now on, whoever else does.
@@ -374,6 +389,27 @@ impl Cluster {
             ));
         }
         false
+    }
+
+    /// Q8: a queue that begins with what the log still has knows the same mail, and no replica remembers less of what happened to
+    /// it: an old `Carry` may yet come.
+    pub fn check_replay(&self) {
+        let (replayed, repeats) = self.history.replayed();
+        let end = self.history.end(INCOMING);
+        let world = &self.world;
+        if self.history.hash_at(INCOMING, Position(end - 1)) != Some(replayed.state_hash()) {
+            world.violate("Q8: the log does not make the queue's state any more");
+        }
+        for machine in &self.machines {
+            let Some(life) = &machine.life else { continue };
+            let kept = life.incoming.read(QueueMachine::kept_len) + repeats;
+            if kept < replayed.kept_len() {
+                let (name, logged) = (machine.name, replayed.kept_len());
+                world.violate(format_args!(
+                    "Q8: the queue on machine {name} remembers {kept} of {logged} facts"
+                ));
+            }
+        }
     }
 
     /// M9 and the rest that a recount finds, on every mailbox shard and Home.

@@ -88,6 +88,15 @@ pub const REQUIRED: &[&str] = &[
     "event/restored",
     "scenario/an address moves",
     "scenario/an operator limits an account",
+    "scenario/newcomers",
+    "scenario/a crowd of readers",
+    "scenario/a backup is restored meanwhile",
+    "fault/late carry",
+    "fault/slow recovery",
+    // what those that come late or together bring into the log
+    "claim/by a second shard",
+    "stale/Expunge",
+    "stale/StoreFlags",
     // full mailboxes
     "reply/rcpt 452 4.2.2",
     "quota/refused after a restart",

@@ -123,7 +123,8 @@ fn rough_log(run: &mut Run) {
     });
 }
 
-fn change_log(run: &mut Run, millis_max: u64, change: impl FnOnce(&mut SimFaults)) {
+/// Changes how the log behaves, for a while.
+pub fn change_log(run: &mut Run, millis_max: u64, change: impl FnOnce(&mut SimFaults)) {
     let mut faults = run.log_faults.clone();
     change(&mut faults);
     run.cluster.log.set_faults(faults);
@@ -187,10 +188,14 @@ async fn bootstrap(run: &mut Run) {
         return;
     }
     let index = run.random.below(MACHINES);
-    run.world.count("fault/lost store");
-    run.cluster.crash(index).await;
     let shards: Vec<_> = stored_shards().collect();
     let shard = *run.random.pick(&shards);
+    run.cluster.crash(index).await;
+    // the only store that has what the log let go of is not lost: nobody survives that without a backup
+    if run.cluster.is_left_behind((index + 1) % MACHINES, shard) {
+        return restart_later(run, index);
+    }
+    run.world.count("fault/lost store");
     run.cluster.machines[index].disk.wipe(&shard.to_string());
     run.cluster
         .bootstrap(index, shard, hikyaku_log::Position::ZERO);

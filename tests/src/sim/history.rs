@@ -7,17 +7,14 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
 use hikyaku_engine::Engine;
 use hikyaku_engine::memory::{MemoryDisk, MemoryEngine};
-use hikyaku_home::machine::HomeMachine;
+use hikyaku_home::machine::{Answer as HomeAnswer, HomeMachine, Owner};
 use hikyaku_log::sim::{SimDisk, SimLog};
-use hikyaku_log::{
-    AppendError, Applied, Bounds, Class, Log, LogRecord, Pinned, Position, ReadError, ShardId,
-    Share, Stamp, Tail,
-};
-use hikyaku_proto::v1::{Record, record::Command};
-use hikyaku_queue::machine::{QueueMachine, QueueOptions};
+use hikyaku_log::{Applied, Bounds, Class, Log, LogRecord, Position, ShardId};
+use hikyaku_proto::v1::ingest::Piece;
+use hikyaku_proto::v1::{Claim, Ingest, Record, StoredMailbox, record::Command};
+use hikyaku_queue::machine::{Answer as QueueAnswer, QueueMachine, QueueOptions};
 use hikyaku_shard::machine::Machine;
 use hikyaku_store::machine::{Answer, MailboxMachine, StoredAt};
 use hikyaku_store::read::{self, Account};
@@ -55,6 +52,10 @@ struct ShardHistory {
     reference: Reference,
     /// The state's hash after each record; `[0]` is before the first.
     hashes: Vec<[u8; 32]>,
+    /// Orders to the queue that did nothing: repeats, perhaps.
+    void_orders: Vec<Position>,
+    /// Who was first to claim each account.
+    owners: BTreeMap<String, u32>,
     mail: MailHistory,
 }
 
@@ -65,6 +66,10 @@ struct MailHistory {
     delivered: BTreeMap<(String, Bytes), StoredAt>,
     /// UIDNEXT and HIGHESTMODSEQ of INBOX, by account and UIDVALIDITY.
     numbers: BTreeMap<(String, u32), (u32, u64)>,
+    /// The last UIDVALIDITY of INBOX, by account.
+    validities: BTreeMap<String, u32>,
+    /// What restores under way have brought so far: UID, delivery id, octets.
+    staged: BTreeMap<String, Vec<(u32, Bytes, u64)>>,
     usage: Usage,
 }
 
@@ -76,7 +81,8 @@ struct State {
 /// The history of one run. Clones share it.
 #[derive(Clone)]
 pub struct History {
-    world: World,
+    /// The run.
+    pub world: World,
     disk: SimDisk,
     observer: Arc<Mutex<Arc<SimLog>>>,
     state: Arc<Mutex<State>>,
@@ -122,6 +128,8 @@ impl History {
                 id,
                 reference,
                 hashes,
+                void_orders: Vec::new(),
+                owners: BTreeMap::new(),
                 mail: MailHistory::default(),
             }
         };
@@ -150,7 +158,8 @@ impl History {
         }
     }
 
-    fn collect_before_truncation(&self, shard: ShardId) {
+    /// Applies what has become durable of a shard whose log is about to be cut.
+    pub fn collect_before_truncation(&self, shard: ShardId) {
         let state = &mut *lock(&self.state);
         if let Some(index) = state.shards.iter().position(|known| known.id == shard) {
             self.collect_shard(state, index);
@@ -181,6 +190,24 @@ impl History {
         let state = lock(&self.state);
         let history = state.shards.iter().find(|known| known.id == shard)?;
         history.hashes.get(position.0 as usize).copied()
+    }
+
+    /// A queue that begins with what the log still has, and the orders in it that may repeat earlier ones.
+    pub fn replayed(&self) -> (QueueMachine, usize) {
+        let observer = lock(&self.observer).clone();
+        let incarnation = observer.incarnation();
+        let bounds = observer.bounds(INCOMING);
+        let mut machine = QueueMachine::new(queue_options());
+        machine.resume(incarnation, bounds).unwrap();
+        for LogRecord { stamp, payload } in self.disk.records(INCOMING) {
+            let record = Record::decode(payload).unwrap();
+            machine.apply(stamp, record).unwrap();
+        }
+        let state = lock(&self.state);
+        let queues = state.shards.iter().filter(|known| known.id == INCOMING);
+        let orders = queues.flat_map(|known| &known.void_orders);
+        let repeats = orders.filter(|at| **at >= bounds.start).count();
+        (machine, repeats)
     }
 
     /// One past the last durable record seen of `shard`.
@@ -235,11 +262,21 @@ impl ShardHistory {
                 let command = record.command.clone();
                 let answer = machine.apply(stamp, record).unwrap();
                 machine.batch_end(applied).unwrap();
+                if matches!(
+                    (&command, &answer),
+                    (Some(Command::Operate(_)), QueueAnswer::Void)
+                ) {
+                    self.void_orders.push(stamp.position);
+                }
                 truth.queue(machine, command, answer, stamp.position);
             }
             Reference::Home(machine) => {
-                machine.apply(stamp, record).unwrap();
+                let command = record.command.clone();
+                let answer = machine.apply(stamp, record).unwrap();
                 machine.batch_end(applied).unwrap();
+                if let (Some(Command::Claim(claim)), HomeAnswer::Owner(owner)) = (command, answer) {
+                    check_owner(&mut self.owners, world, claim, owner);
+                }
             }
             Reference::Mailbox(machine, engine) => {
                 let command = record.command.clone();
@@ -247,6 +284,13 @@ impl ShardHistory {
                 machine.batch_end(applied).unwrap();
                 if let Some(command) = &command {
                     self.mail.usage.apply(world, command, &answer);
+                    let unchanged = self.hashes.last() == Some(&machine.state_hash());
+                    check_stale(world, &**engine, command, unchanged);
+                }
+                if let Some(Command::Ingest(ingest)) = &command
+                    && matches!(answer, Answer::Ingested | Answer::Discarding)
+                {
+                    self.mail.ingested(world, truth, self.id, &**engine, ingest);
                 }
                 if let Some(account) = command.as_ref().and_then(account_in) {
                     self.mail.check_numbers(world, &**engine, account);
@@ -255,6 +299,42 @@ impl ShardHistory {
             }
         }
         self.hashes.push(self.reference.hash());
+    }
+}
+
+/// The first claim of an account decides for ever who owns it.
+fn check_owner(owners: &mut BTreeMap<String, u32>, world: &World, claim: Claim, owner: Owner) {
+    let Claim { account, shard } = claim;
+    let first = *owners.entry(account.clone()).or_insert(shard);
+    if first != shard {
+        world.count("claim/by a second shard");
+    }
+    if u32::from(owner.shard) != first {
+        world.violate(format_args!(
+            "M8: {account} was claimed by shard {first} first, and {owner:?} owns it"
+        ));
+    }
+}
+
+/// RFC 9051 section 2.3.1.1: UIDs of another UIDVALIDITY name nothing, so a command that has them changes nothing.
+fn check_stale(world: &World, engine: &dyn Engine, command: &Command, unchanged: bool) {
+    let (account, uid_validity) = match command {
+        Command::Expunge(expunge) => (&expunge.account, expunge.uid_validity),
+        Command::StoreFlags(store) => (&store.account, store.uid_validity),
+        _ => return,
+    };
+    let Some(inbox) = inbox_of(engine, account) else {
+        return;
+    };
+    if inbox.uid_validity == uid_validity {
+        return;
+    }
+    world.count(format!("stale/{}", word(command)));
+    if !unchanged {
+        world.violate(format_args!(
+            "M2: {account} was changed by UIDs of {uid_validity}, and has {}: {command:?}",
+            inbox.uid_validity
+        ));
     }
 }
 
@@ -296,6 +376,64 @@ impl MailHistory {
             ));
         }
         *known = (inbox.uid_next, inbox.highest_modseq);
+        self.validities
+            .insert(account.to_owned(), inbox.uid_validity);
+    }
+
+    /// A piece of an account was taken: when all are there, the account is what they say, under a UIDVALIDITY above all before.
+    fn ingested(
+        &mut self,
+        world: &World,
+        truth: &mut Truth,
+        shard: ShardId,
+        engine: &dyn Engine,
+        ingest: &Ingest,
+    ) {
+        let account = &ingest.account;
+        match &ingest.piece {
+            Some(Piece::Begin(begin)) => {
+                self.usage.cleared(account, begin.quota_bytes);
+                self.staged.insert(account.clone(), Vec::new());
+            }
+            Some(Piece::Message(message)) => {
+                let Some(staged) = self.staged.get_mut(account) else {
+                    return;
+                };
+                if staged.iter().all(|(uid, _, _)| *uid != message.uid) {
+                    let body = message.body.as_ref().map_or(0, |body| body.size);
+                    let size = body + message.prefix.len() as u64;
+                    staged.push((message.uid, message.delivery_id.clone(), size));
+                }
+            }
+            // a repeat of the end finds nothing
+            Some(Piece::End(_)) => {
+                let Some(staged) = self.staged.remove(account) else {
+                    return;
+                };
+                let Some(inbox) = inbox_of(engine, account) else {
+                    world.violate(format_args!("{account} was restored and is not there"));
+                    return;
+                };
+                let last = self.validities.get(account).copied().unwrap_or_default();
+                if inbox.uid_validity <= last || inbox.exists != staged.len() as u64 {
+                    world.violate(format_args!(
+                        "M2: {account} had UIDVALIDITY {last} and {} mails, and is restored as {inbox:?}",
+                        staged.len()
+                    ));
+                }
+                let uid_validity = inbox.uid_validity;
+                let place = |uid| (account.clone(), uid_validity, uid);
+                for (uid, _, size) in &staged {
+                    self.usage.restored(place(*uid), *size);
+                }
+                if shard.index != SPARE_SHARD {
+                    let mails = staged.into_iter().map(|(uid, id, _)| (place(uid), id));
+                    truth.restored(account, mails);
+                }
+                self.check_numbers(world, engine, account);
+            }
+            _ => {}
+        }
     }
 
     /// M2: UIDs rise; M5: a delivery id gets one UID.
@@ -342,6 +480,14 @@ impl MailHistory {
         }
         truth.stored(shard.index, &deliver, *at);
     }
+}
+
+fn inbox_of(engine: &dyn Engine, account: &str) -> Option<StoredMailbox> {
+    let snapshot = engine.snapshot();
+    let Ok(Account::Open(open)) = read::account(&*snapshot, account) else {
+        return None;
+    };
+    read::mailbox(&*snapshot, account, open.inbox).ok()?
 }
 
 /// A command in one word.
@@ -432,65 +578,4 @@ fn brief(record: &Record) -> String {
         _ => String::new(),
     };
     format!("{} {detail}", word(command))
-}
-
-/// A handle on the simulated log that lets the history see what is about to be forgotten.
-pub struct WatchedLog {
-    /// The handle.
-    pub inner: Arc<SimLog>,
-    /// Who watches.
-    pub history: History,
-}
-
-impl Log for WatchedLog {
-    fn incarnation(&self) -> u64 {
-        self.inner.incarnation()
-    }
-
-    fn append(
-        &self,
-        shard: ShardId,
-        payload: Bytes,
-    ) -> BoxFuture<'static, Result<Stamp, AppendError>> {
-        self.inner.append(shard, payload)
-    }
-
-    fn append_within(
-        &self,
-        shard: ShardId,
-        payload: Bytes,
-        share: Share,
-    ) -> BoxFuture<'static, Result<Stamp, AppendError>> {
-        self.inner.append_within(shard, payload, share)
-    }
-
-    fn tail(&self, shard: ShardId, from: Position) -> Result<Box<dyn Tail>, ReadError> {
-        self.inner.tail(shard, from)
-    }
-
-    fn read_at(
-        &self,
-        shard: ShardId,
-        position: Position,
-    ) -> BoxFuture<'static, Result<LogRecord, ReadError>> {
-        self.inner.read_at(shard, position)
-    }
-
-    fn bounds(&self, shard: ShardId) -> Bounds {
-        self.inner.bounds(shard)
-    }
-
-    fn truncate(
-        &self,
-        shard: ShardId,
-        start: Position,
-    ) -> BoxFuture<'static, Result<(), ReadError>> {
-        self.history.collect_before_truncation(shard);
-        self.history.world.count("event/truncated");
-        self.inner.truncate(shard, start)
-    }
-
-    fn pinned(&self, shard: ShardId) -> Pinned {
-        self.inner.pinned(shard)
-    }
 }

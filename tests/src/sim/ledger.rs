@@ -9,7 +9,7 @@ use hikyaku_mail::id::MessageId;
 use hikyaku_queue::delays::asks;
 
 use super::site::{ADDRESSES, Address, Leaf, account_id};
-use super::truth::{End, MessageFate, Told, Truth};
+use super::truth::{Copy, End, MessageFate, Told, Truth};
 use super::world::World;
 
 /// How far an attempt has come, as its client knows.
@@ -363,6 +363,8 @@ impl Ledger {
         for (number, recipient) in (0u32..).zip(&fate.recipients) {
             let address = &recipient.recipient.address;
             let copy = copies.iter().find(|copy| copy.recipient == number);
+            let account = recipient.account().unwrap_or_default();
+            let restored = |at| truth.is_restored(id, number, account, at);
             let wrong = match &recipient.end {
                 None => match recipient.held.as_deref() {
                     Some("no-outbound") if !address.ends_with("@example.jp") => {
@@ -374,7 +376,9 @@ impl Ledger {
                 Some(End::Delivered { shard, at }) => {
                     self.world.count("end/delivered");
                     self.check_success(truth, id, fate, number);
-                    !copy.is_some_and(|copy| copy.shard == *shard && copy.at == *at)
+                    // or where a restore has brought it, of which a late answer may tell
+                    let is_there = |copy: &&Copy| copy.at == *at || restored(*at);
+                    !copy.is_some_and(|copy| copy.shard == *shard && is_there(&copy))
                 }
                 Some(End::Bounced { dsn }) => {
                     self.world.count(match dsn {

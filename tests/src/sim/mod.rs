@@ -9,13 +9,16 @@
 //! # Layout
 //! * [`run`]: one run from seed to verdict; [`faults`], [`operator`], [`scenario`]: what happens in it
 //! * [`cluster`], [`network`], [`site`]: the machines, what connects them, the users and their directory
+//! * [`backups`]: accounts that are restored, and clients who have not noticed
 //! * [`clients`], [`ledger`]: those outside, and what they were told
 //! * [`history`], [`truth`]: what the log says, applied a second time without any misfortune
+//! * [`watched`]: what the machines see of the log
 //! * [`quota`]: what accounts hold, and full mailboxes
 //! * [`coverage`]: what must occur in some run
 //! * [`pinned`]: seeds that once failed
 //! * [`world`], [`random`]: trace, counters, clock, numbers
 
+pub mod backups;
 pub mod clients;
 pub mod cluster;
 pub mod coverage;
@@ -31,6 +34,7 @@ pub mod run;
 pub mod scenario;
 pub mod site;
 pub mod truth;
+pub mod watched;
 pub mod world;
 
 use std::cell::RefCell;

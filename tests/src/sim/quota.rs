@@ -37,6 +37,19 @@ impl Usage {
         self.used.get(account).copied().unwrap_or_default()
     }
 
+    /// A restore begins: the account holds nothing, and may hold what its backup says.
+    pub fn cleared(&mut self, account: &str, quota_bytes: u64) {
+        self.sizes.retain(|place, _| place.0 != account);
+        self.used.insert(account.to_owned(), 0);
+        self.quotas.insert(account.to_owned(), quota_bytes);
+    }
+
+    /// A restore has brought a mail.
+    pub fn restored(&mut self, place: Place, size: u64) {
+        *self.used.entry(place.0.clone()).or_default() += size;
+        self.sizes.insert(place, size);
+    }
+
     /// What was answered to `command` is right, and counts.
     pub fn apply(&mut self, world: &World, command: &Command, answer: &Answer) {
         match (command, answer) {

@@ -13,9 +13,9 @@ use super::cluster::{Cluster, MACHINES, stored_shards};
 use super::ledger::number_in;
 use super::network::NetFaults;
 use super::random::Random;
-use super::site::{ACCOUNTS, ADDRESSES, Version, account_id};
+use super::site::{ACCOUNTS, USUAL_ADDRESSES, Version, account_id};
 use super::world::{World, lock};
-use super::{faults, operator, quota, scenario};
+use super::{backups, faults, operator, quota, scenario};
 
 /// Mails sent in a run at least.
 const MAILS_MIN: usize = 200;
@@ -23,6 +23,28 @@ const MAILS_MIN: usize = 200;
 const FAULTS_MIN: usize = 30;
 /// Simulated time in which everything that can settle must have settled after healing.
 const SETTLE_MAX: Duration = Duration::from_secs(30 * 60);
+
+/// Makes the plans' randomness another one than the run's.
+const PLANS: u64 = 0x706c_616e_7300_0000;
+
+/// What is planned for a run. See [`scenario`] and [`backups`].
+#[derive(Clone, Copy, Debug)]
+enum Plan {
+    Newcomers,
+    Crowd,
+    Restore,
+}
+
+/// What a run has planned, and when.
+fn plans(random: &mut Random) -> Vec<(usize, Plan)> {
+    let mut plans = Vec::new();
+    for plan in [Plan::Newcomers, Plan::Crowd, Plan::Restore] {
+        if random.chance(400) {
+            plans.push((20 + random.below(MAILS_MIN / 2), plan));
+        }
+    }
+    plans
+}
 
 /// A run in progress.
 pub struct Run {
@@ -42,6 +64,8 @@ pub struct Run {
     pub log_faults: SimFaults,
     /// Re-routing scenarios so far.
     pub scenarios: usize,
+    /// What takes several things at the right moment and is yet to come: from how many mails on, and what.
+    plans: Vec<(usize, Plan)>,
     /// Whether an operator has limited an account.
     pub limited: bool,
     /// Whether the quota that is checked in the end goes away; otherwise its mailbox is emptied.
@@ -82,6 +106,7 @@ impl Run {
             faults: 0,
             log_faults,
             scenarios: 0,
+            plans: plans(&mut Random::new(seed ^ PLANS)),
             limited: false,
             lifts_quota: seed % 8 == 3,
             random,
@@ -106,6 +131,7 @@ impl Run {
                 self.limited = true;
                 scenario::operator_limits(&mut self);
             }
+            self.carry_out();
             self.check();
             if self.has_failed() {
                 return;
@@ -135,9 +161,25 @@ impl Run {
             return;
         }
         self.cluster.audit();
+        self.cluster.check_replay();
         self.sweep().await;
         for (what, count) in self.cluster.log.counts() {
             self.world.count_many(format!("log/{what}"), count);
+        }
+    }
+
+    /// Begins what is planned for now; what cannot begin waits.
+    fn carry_out(&mut self) {
+        let mails = self.mails();
+        let due = self.plans.iter().position(|(from, _)| *from <= mails);
+        let Some(index) = due else { return };
+        let begun = match self.plans[index].1 {
+            Plan::Newcomers => scenario::newcomers(self),
+            Plan::Crowd => scenario::crowd(self),
+            Plan::Restore => backups::restored_meanwhile(self),
+        };
+        if begun {
+            self.plans.remove(index);
         }
     }
 
@@ -454,12 +496,14 @@ impl Run {
                 };
                 let account = account_id(user).to_string();
                 for message in maildrop.messages() {
+                    let place = (account.clone(), mailbox.uid_validity, message.uid);
                     let stored = history.look(|truth| {
-                        truth.copies.values().flatten().any(|copy| {
-                            copy.account == account
-                                && copy.at.uid_validity == mailbox.uid_validity
-                                && copy.at.uid == message.uid
-                        })
+                        truth.restored.contains_key(&place)
+                            || truth.copies.values().flatten().any(|copy| {
+                                copy.account == account
+                                    && copy.at.uid_validity == mailbox.uid_validity
+                                    && copy.at.uid == message.uid
+                            })
                     });
                     let fetched = front.access.fetch(mailbox, message.uid).await;
                     match (stored, fetched) {
@@ -500,5 +544,5 @@ fn addresses(random: &mut Random) -> Vec<usize> {
         55..80 => 2,
         _ => 3 + random.below(4),
     };
-    (0..count).map(|_| random.below(ADDRESSES.len())).collect()
+    (0..count).map(|_| random.below(USUAL_ADDRESSES)).collect()
 }

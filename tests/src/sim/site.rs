@@ -28,9 +28,12 @@ pub const QUOTA_BYTES: u64 = 12_000;
 /// The mailbox shard that account `full` is claimed for.
 pub const FULL_SHARD: u16 = 2;
 /// Every account of the site.
-pub const ACCOUNTS: [&str; 13] = [
-    "u0", "u1", "u2", "u3", "u4", "u5", "u6", "u7", "u8", "full", "gone", "sender", "owner",
+pub const ACCOUNTS: [&str; 16] = [
+    "u0", "u1", "u2", "u3", "u4", "u5", "u6", "u7", "u8", "full", "gone", "sender", "owner", "n0",
+    "n1", "n2",
 ];
+/// Accounts that nobody sends mail to before [`super::scenario::newcomers`].
+pub const NEWCOMERS: [&str; 3] = ["n0", "n1", "n2"];
 
 /// The account id of a user.
 pub fn account_id(user: &str) -> AccountId {
@@ -83,8 +86,10 @@ const fn to(local_part: &'static str, leaves: &'static [Leaf]) -> Address {
 
 const TEAM: [Leaf; 4] = [user!("u0"), user!("u1"), user!("u2"), user!("u3")];
 
+/// Addresses that mail is sent to at any time; those of [`NEWCOMERS`] follow.
+pub const USUAL_ADDRESSES: usize = 20;
 /// Addresses that mail is sent to.
-pub const ADDRESSES: [Address; 20] = [
+pub const ADDRESSES: [Address; 23] = [
     to("u0", &[user!("u0")]),
     to("u1", &[user!("u1")]),
     to("u2", &[user!("u2")]),
@@ -133,6 +138,9 @@ pub const ADDRESSES: [Address; 20] = [
         leaves: &[],
         refusals: &["5.7.1"],
     },
+    to("n0", &[user!("n0")]),
+    to("n1", &[user!("n1")]),
+    to("n2", &[user!("n2")]),
 ];
 
 impl Address {
@@ -172,6 +180,8 @@ pub struct Version {
     pub desk: &'static str,
     /// The mbox that should hold `u4`; an edited one changes nothing once the account is claimed.
     pub mbox_of_u4: &'static str,
+    /// The mbox that should hold the newcomers.
+    pub mbox_of_newcomers: &'static str,
     /// Whether `u5` takes no mail.
     pub u5_disabled: bool,
     /// Octets that `full` may hold; 0 is unlimited.
@@ -185,6 +195,7 @@ impl Version {
             alias: "u1",
             desk: "u6",
             mbox_of_u4: "mbox1",
+            mbox_of_newcomers: "mbox1",
             u5_disabled: false,
             full_quota: QUOTA_BYTES,
         }
@@ -197,6 +208,7 @@ impl Version {
         for (number, user) in ACCOUNTS.iter().enumerate() {
             let mbox = match (*user, number % 2) {
                 ("u4", _) => self.mbox_of_u4,
+                ("n0" | "n1" | "n2", _) => self.mbox_of_newcomers,
                 (_, 0) => "mbox1",
                 _ => "mbox2",
             };

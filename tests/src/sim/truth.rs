@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use hikyaku_log::Position;
 use hikyaku_mail::id::{DeliveryId, MessageId};
 use hikyaku_proto::v1::operate::Order;
@@ -14,6 +15,7 @@ use hikyaku_proto::v1::{Accept, Body, Deliver, Recipient, Status, Terminal, reco
 use hikyaku_queue::machine::{Answer, QueueMachine};
 use hikyaku_store::machine::StoredAt;
 
+use super::ledger::Place;
 use super::world::World;
 
 /// How a recipient ended.
@@ -128,6 +130,12 @@ pub struct Truth {
     pub messages: BTreeMap<MessageId, MessageFate>,
     /// Mails stored, by the message they are of.
     pub copies: BTreeMap<MessageId, Vec<Copy>>,
+    /// Mails that a restore has brought back, and the delivery ids they were stored under.
+    pub restored: BTreeMap<Place, Bytes>,
+    /// How often each account was restored.
+    pub restorations: BTreeMap<String, u32>,
+    /// Where each account's mail is stored.
+    homes: BTreeMap<String, u16>,
     /// Reports of anything but a failure, by message, recipient and kind.
     pub told: BTreeMap<(MessageId, u32, Told), MessageId>,
     dsns: BTreeSet<MessageId>,
@@ -177,6 +185,9 @@ impl Truth {
             world,
             messages: BTreeMap::new(),
             copies: BTreeMap::new(),
+            restored: BTreeMap::new(),
+            restorations: BTreeMap::new(),
+            homes: BTreeMap::new(),
             told: BTreeMap::new(),
             dsns: BTreeSet::new(),
         }
@@ -354,12 +365,46 @@ impl Truth {
             self.world
                 .violate(format_args!("{account} has {message} twice"));
         }
+        let home = *self.homes.entry(deliver.account.clone()).or_insert(shard);
+        if home != shard {
+            let account = &deliver.account;
+            self.world.violate(format_args!(
+                "{account} has mail in mailbox shards {home} and {shard}"
+            ));
+        }
         copies.push(Copy {
             recipient: id.recipient,
             account: deliver.account.clone(),
             shard,
             at,
         });
+    }
+
+    /// A restore has ended, and has brought these mails.
+    pub fn restored(&mut self, account: &str, mails: impl IntoIterator<Item = (Place, Bytes)>) {
+        *self.restorations.entry(account.to_owned()).or_default() += 1;
+        self.restored.extend(mails);
+    }
+
+    /// The hash of the content that was delivered to this place, if any was.
+    pub fn blake3_at(&self, account: &str, at: StoredAt) -> Option<Bytes> {
+        let mut copies = self.copies.iter();
+        let (id, _) = copies.find(|(_, copies)| {
+            let mut copies = copies.iter();
+            copies.any(|copy| copy.account == account && copy.at == at)
+        })?;
+        Some(self.messages.get(id)?.body.blake3.clone())
+    }
+
+    /// Whether a restore has brought the mail of `recipient` of `id` to this place.
+    pub fn is_restored(&self, id: MessageId, recipient: u32, account: &str, at: StoredAt) -> bool {
+        let place = (account.to_owned(), at.uid_validity, at.uid);
+        let delivery = DeliveryId {
+            message: id,
+            recipient,
+        };
+        let found = self.restored.get(&place);
+        found.is_some_and(|delivery_id| delivery_id[..] == delivery.to_bytes())
     }
 
     /// Which commit points a crash now lies between.
