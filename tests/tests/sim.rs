@@ -10,6 +10,10 @@ use hikyaku_tests::sim::coverage;
 use hikyaku_tests::sim::pinned::PINNED;
 use hikyaku_tests::sim::{Outcome, run_seed, run_seeds};
 
+/// As in the binary. A run is made of small allocations: it is worth a little time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Threads that run seeds.
 const THREADS: usize = 2;
 
