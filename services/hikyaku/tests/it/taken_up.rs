@@ -189,7 +189,7 @@ fn is_ended(stream: &mut impl BufRead) -> bool {
 /// Key, value, and what is so with it and was not before.
 type Case = (&'static str, &'static str, fn(&Probe));
 
-const CASES: [Case; 19] = [
+const CASES: [Case; 20] = [
     ("smtp.message_bytes_max", "\"1 MiB\"", |probe| {
         assert_eq!(probe.smtp().size(), "1048576");
     }),
@@ -236,6 +236,14 @@ const CASES: [Case; 19] = [
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line).unwrap();
         assert!(line.starts_with("554 "), "{line}");
+    }),
+    ("smtp.bare_lf_in_chunks", "\"refuse\"", |probe| {
+        let mut smtp = probe.smtp();
+        smtp.say("EHLO x.example");
+        smtp.say("MAIL FROM:<x@y.example>");
+        smtp.say("RCPT TO:<bob@example.jp>");
+        let said = smtp.say("BDAT 9 LAST\r\na: b\n\nc");
+        assert!(said.starts_with("550 "), "{said}");
     }),
     ("pop3.cleartext_login", "false", |probe| {
         assert!(probe.pop3().say("USER bob").starts_with("-ERR"));
@@ -337,6 +345,7 @@ fn every_other_key_is_refused_without_a_restart() {
         ("smtp.listen_tls", "[]"),
         ("smtp.proxy_protocol", "[]"),
         ("smtp.memory_bytes_max", "\"64 MiB\""),
+        ("pop3.memory_bytes_max", "\"9 MiB\""),
         ("pop3.listen", "[]"),
         ("pop3.listen_tls", "[]"),
         ("queue.messages_max", "5"),
