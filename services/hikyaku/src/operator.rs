@@ -1,6 +1,7 @@
 //! The operator's side of the admin socket: asks, prints, and says plainly when nobody answers.
 
-use std::io::{ErrorKind, IsTerminal, Write};
+use std::fs::File;
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -500,7 +501,7 @@ async fn snapshot(target: &Target, shard: String, file: &Path) -> Result<()> {
     out.into_inner()
         .map_err(|error| anyhow!("{error}"))?
         .sync_all()?;
-    std::fs::rename(&beside, file).with_context(|| file.display().to_string())?;
+    keep(&beside, file).with_context(|| file.display().to_string())?;
     say(format_args!(
         "{}: {} accounts, {} messages",
         file.display(),
@@ -508,6 +509,15 @@ async fn snapshot(target: &Target, shard: String, file: &Path) -> Result<()> {
         trailer.messages
     ))?;
     Ok(())
+}
+
+/// Gives the finished file `beside` its name, which outlives a power cut.
+fn keep(beside: &Path, file: &Path) -> io::Result<()> {
+    std::fs::rename(beside, file)?;
+    let parent = file
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// Where `file` grows. Its whole name is in it: `backup.mbox-0` and `backup.mbox-1` may be made at once.
