@@ -112,7 +112,7 @@ pub struct Mailboxes {
 
 /// What a shard said to OpenMaildrop.
 enum Opened {
-    Maildrop(Maildrop),
+    Maildrop(Box<Maildrop>),
     Absent,
     NotOwner(Option<u32>),
 }
@@ -150,7 +150,7 @@ impl Mailboxes {
         };
         for _ in 0..REDIRECTS_MAX {
             let next = match self.open_at(shard, account).await? {
-                Opened::Maildrop(maildrop) => return Ok(maildrop),
+                Opened::Maildrop(maildrop) => return Ok(*maildrop),
                 Opened::NotOwner(Some(other)) if other != shard => other,
                 // whoever does not know the account at all may do so by mistake of ours: Home has the last word
                 Opened::Absent => match self.lookup(account, true).await? {
@@ -244,7 +244,7 @@ impl Mailboxes {
         if is_cut {
             tracing::warn!(target: "access", %account, mails, shown, "maildrop is larger than is shown");
         }
-        Ok(Opened::Maildrop(maildrop))
+        Ok(Opened::Maildrop(Box::new(maildrop)))
     }
 
     /// Takes all messages, or the oldest of them if it `is_cut`.

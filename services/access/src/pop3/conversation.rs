@@ -227,7 +227,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Conversation<'a, S> {
                 )));
                 metrics::POP3_LOGINS.count_value("ok");
                 self.visit.account = Some(account.id);
-                self.session = Session::Transaction(maildrop);
+                self.session = Session::Transaction(Box::new(maildrop));
                 return Ok(());
             }
             Err(refused) => refused,

@@ -40,7 +40,7 @@ pub enum Session {
     /// AUTH was said, and the next line is no command but the answer to our challenge.
     Challenged,
     /// Logged in, with a maildrop open.
-    Transaction(Maildrop),
+    Transaction(Box<Maildrop>),
     /// QUIT was said: nothing but the end follows.
     Update,
 }
@@ -185,7 +185,7 @@ fn authorization(user: Option<String>, command: Command, channel: Channel) -> (S
     }
 }
 
-fn transaction(mut maildrop: Maildrop, command: Command) -> (Session, Action) {
+fn transaction(mut maildrop: Box<Maildrop>, command: Command) -> (Session, Action) {
     let action = match command {
         Command::Capa => Action::Capabilities,
         Command::User(_)
@@ -277,12 +277,12 @@ mod tests {
     const SIZES: [u64; 4] = [10, 20, 30, 40];
 
     fn logged_in() -> Session {
-        Session::Transaction(maildrop(&[
+        Session::Transaction(Box::new(maildrop(&[
             (2, 10, "a"),
             (3, 20, "b"),
             (5, 30, "c"),
             (9, 40, "d"),
-        ]))
+        ])))
     }
 
     fn commands() -> impl Strategy<Value = String> {
