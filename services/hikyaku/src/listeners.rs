@@ -196,7 +196,7 @@ impl SmtpPort {
         // the client's own place among the connections, held until its session ends
         let mut _admission = None;
         if self.proxied {
-            let Some(client) = self.from_balancer(&mut stream, address).await else {
+            let Some(client) = self.client_behind(&mut stream, address).await else {
                 return;
             };
             let Some(place) = self.place_of(client, address) else {
@@ -216,7 +216,7 @@ impl SmtpPort {
     }
 
     /// The client that a load balancer has connected for; `None` closes.
-    async fn from_balancer(
+    async fn client_behind(
         &self,
         stream: &mut TcpStream,
         balancer: SocketAddr,

@@ -71,7 +71,7 @@ fn plain(record: hikyaku_directory::ldif::Record<'_>) -> Record {
 
 /// Who wants some attributes gets these as if there were no others.
 fn wanted(data: &[u8]) {
-    let is_wanted = |name: &str| name.len() % 2 == 0;
+    let is_wanted = |name: &str| name.len().is_multiple_of(2);
     let limits = Limits::default();
     let all: Result<Vec<_>, _> = records(data, limits).collect();
     let some: Result<Vec<_>, _> = records(data, limits).wanting(is_wanted).collect();

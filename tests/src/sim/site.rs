@@ -301,8 +301,8 @@ impl SimDirectory {
         let ldif = Version::first().ldif();
         let inner = LdifDirectory::load(ldif.as_bytes(), settings, PoolLimits::default()).unwrap();
         // what is wrong with it is meant to be: a member that nobody is, and two circles
-        let (circles, others): (Vec<_>, Vec<_>) = inner
-            .table()
+        let table = inner.table();
+        let (circles, others): (Vec<_>, Vec<_>) = table
             .findings()
             .iter()
             .partition(|finding| finding.what.starts_with("leads back to itself"));

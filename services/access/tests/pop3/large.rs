@@ -10,7 +10,7 @@ use crate::support::{Mail, Site};
 fn email_id(number: u32) -> String {
     const DIGITS: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
     let digits = (0..24).rev().map(|place| {
-        let shifted = u128::from(number) * 0x9e37_79b9_7f4a_7c15 + 1 >> (5 * place);
+        let shifted = (u128::from(number) * 0x9e37_79b9_7f4a_7c15 + 1) >> (5 * place);
         char::from(DIGITS[shifted as usize % 32])
     });
     std::iter::once('M').chain(digits).collect()
