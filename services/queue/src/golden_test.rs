@@ -396,7 +396,7 @@ fn histories() -> Vec<Vec<Command>> {
     vec![
         vec![later(5000)],
         vec![later(5001)],
-        vec![later(5000), later(5000)],
+        vec![later(4000), later(5000)],
         vec![attempted(1, vec![(1, deferred(5000))])],
         vec![delayed(0)],
         vec![delayed(1)],
