@@ -5,6 +5,9 @@ use hikyaku_smtp::command::{Command, Refusal, parse};
 use crate::memory::bounded;
 use crate::smtp_parameters::xtext;
 
+/// RFC 3461 section 4.2.
+const ORIGINAL_RECIPIENT_BYTES_MAX: usize = 500;
+
 /// `data` is a command line without its CRLF.
 pub fn run(data: &[u8]) {
     match bounded(data.len(), 64, || parse(data)) {
@@ -73,6 +76,19 @@ fn written(command: &Command) -> String {
     text
 }
 
+/// An ORCPT may be longer in its normal form than any may be, and is lost when it comes again: `\x{HEX}` has more octets than the
+/// character.
+fn forget_long(again: &mut Command, command: &mut Command) {
+    if let (Command::Rcpt(again), Command::Rcpt(rcpt)) = (again, command)
+        && again.original_recipient_lost
+        && let Some(original) = &rcpt.original_recipient
+        && xtext(original).len() > ORIGINAL_RECIPIENT_BYTES_MAX
+    {
+        again.original_recipient_lost = false;
+        rcpt.original_recipient = None;
+    }
+}
+
 fn round_trip(data: &[u8], mut command: Command) {
     let text = written(&command);
     // whatever a command holds goes into log lines, headers and other servers' commands
@@ -87,7 +103,10 @@ fn round_trip(data: &[u8], mut command: Command) {
         _ => {}
     }
     match parse(text.as_bytes()) {
-        Ok(again) => assert_eq!(again, command, "{text}"),
+        Ok(mut again) => {
+            forget_long(&mut again, &mut command);
+            assert_eq!(again, command, "{text}");
+        }
         // its normal form may be longer: A-labels, xtext, what was left out
         Err(refusal) => assert!(
             text.len() > 512 - 2 && matches!(refusal, Refusal::TooLong | Refusal::Argument),
