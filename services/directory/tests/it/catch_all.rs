@@ -39,6 +39,21 @@ async fn a_mailbox_an_alias_and_a_group_may_have_it() {
     }
 }
 
+/// A role address is the postmaster's before it is the catch-all's, also where an entry names it.
+#[tokio::test]
+async fn a_catch_all_that_sends_on_to_a_role_address_is_no_circle() {
+    let entry = user("rest").replace(
+        "mailLocalAddress: rest@example.jp",
+        "mailLocalAddress: rest@example.jp\nmailLocalAddress: @example.jp\n\
+            mailRoutingAddress: abuse@example.jp",
+    );
+    let directory = load(&file(&entry)).unwrap();
+    assert_eq!(
+        decision(&directory, "gone@example.jp").await,
+        "forward to abuse@example.jp"
+    );
+}
+
 #[tokio::test]
 async fn what_is_in_doubt_is_not_caught() {
     let lost = "dn: uid=a\nuid: a\nentryUUID: 1\nmailLocalAddress: a@@example.jp\n\n";

@@ -194,6 +194,15 @@ async fn a_file_that_is_too_long_or_no_file_is_not_read() {
     assert!(opened.reload().is_err());
     assert!(opened.alarm().unwrap().contains("is no regular file"));
     assert!(knows(&opened, "u7").await);
+    // its size is known before it is read: without that, it would be one more than the limit
+    let sparse = site.ldif.with_extension("sparse");
+    let file = std::fs::File::create(&sparse).unwrap();
+    file.set_len(3 << 30).unwrap();
+    let refused = hikyaku_directory::file::read(&sparse, 1000).unwrap_err();
+    assert!(
+        refused.to_string().contains("3221225472 octets"),
+        "{refused}"
+    );
     let device = std::path::Path::new("/dev/zero");
     assert!(hikyaku_directory::file::read(device, usize::MAX).is_err());
 }
